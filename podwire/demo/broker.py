@@ -1,0 +1,133 @@
+"""A real Apache Kafka on loopback from the jars in build/kafka (KRaft, one process), for demo and tests.
+
+Owns the broker's process and data folder. Never creates topics. Where a Docker engine has Kafka's image,
+the demo and the tests use that instead.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+ROOT = Path(__file__).parents[2]
+JARS = ROOT / "build" / "kafka" / "libs"
+LOG4J = ROOT / "deploy" / "kafka" / "log4j2.properties"
+CLUSTER_ID = "podwire-local-kafka-01"
+START_SECONDS_MAX = 90.0
+
+PROPERTIES = """\
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+controller.listener.names=CONTROLLER
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={data}
+num.partitions=4
+offsets.topic.num.partitions=4
+offsets.topic.replication.factor=1
+transaction.state.log.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+group.initial.rebalance.delay.ms=0
+auto.create.topics.enable=false
+log.segment.delete.delay.ms=1000
+"""
+
+
+class BrokerError(RuntimeError):
+    """The broker did not start; the message ends with what its log says."""
+
+
+def free_port() -> int:
+    """Return a TCP port on 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Broker:
+    """One Kafka broker and its controller in one Java process.
+
+    Attributes:
+        bootstrap: what clients connect to, "127.0.0.1:PORT"; the same after a restart.
+    """
+
+    def __init__(self, folder: Path, port: int = 0, heap_mbytes: int = 512) -> None:
+        self._folder = folder
+        self._heap_mbytes = heap_mbytes
+        self.port = port or free_port()
+        self._controller_port = free_port()
+        self.bootstrap = f"127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running broker, None when it does not run."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    def start(self) -> None:
+        """Start the broker, formatting its folder the first time, and return once it answers; BrokerError if not."""
+        if not any(JARS.glob("kafka_*.jar")):
+            raise BrokerError("Kafka's jars are not in build/kafka: run `make kafka` first.")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        data, properties = self._folder / "data", self._folder / "server.properties"
+        properties.write_text(
+            PROPERTIES.format(port=self.port, controller=self._controller_port, data=data), encoding="ascii"
+        )
+        if not (data / "meta.properties").exists():
+            format_ = ("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(properties))
+            done = subprocess.run(self._java(*format_), capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise BrokerError(f"Kafka's storage could not be formatted: {done.stdout}{done.stderr}")
+        with (self._folder / "kafka.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._java("kafka.Kafka", str(properties)), stdout=log, stderr=log, start_new_session=True
+            )
+        self._await_answer()
+
+    def _java(self, *arguments: str) -> list[str]:
+        options = [f"-Xmx{self._heap_mbytes}m", "-XX:+UseSerialGC", f"-Dlog4j2.configurationFile={LOG4J}"]
+        return [os.environ.get("JAVA", "java"), *options, "-cp", f"{JARS}/*", *arguments]
+
+    def _await_answer(self) -> None:
+        assert self._process is not None
+        admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
+        deadline = time.monotonic() + START_SECONDS_MAX
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                break
+            try:
+                admin.list_topics(timeout=1)
+            except KafkaException:
+                continue
+            return
+        tail = (self._folder / "kafka.log").read_text(errors="replace")[-2000:]
+        raise BrokerError(f"Kafka did not answer on {self.bootstrap}. The end of its log:\n{tail}")
+
+    def stop(self) -> None:
+        """Stop the broker in an orderly way; kill it when it does not within 20 s."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill the broker at once, as a crash would."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is None:
+            return
+        self._process.send_signal(how)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
