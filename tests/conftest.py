@@ -1,0 +1,58 @@
+"""What all tests share: one real broker for the whole run.
+
+`PODWIRE_TEST_BOOTSTRAP` names a broker that runs already; else testcontainers starts Kafka where a Docker
+engine answers and has the image; else the jars of `make kafka` do.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from podwire.demo.broker import Broker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KAFKA_IMAGE = "apache/kafka:4.1.1"
+
+
+class RunningBroker(Protocol):
+    """A broker that answers."""
+
+    bootstrap: str
+
+
+class _Given:
+    def __init__(self, bootstrap: str) -> None:
+        self.bootstrap = bootstrap
+
+
+def docker_has_kafka() -> bool:
+    """Return whether a Docker engine answers and has Kafka's image."""
+    try:
+        done = subprocess.run(["docker", "image", "inspect", KAFKA_IMAGE], capture_output=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
+    """A real Kafka, shared by all tests of the run; each test makes its own topics or keys."""
+    if bootstrap := os.environ.get("PODWIRE_TEST_BOOTSTRAP"):
+        yield _Given(bootstrap)
+        return
+    if docker_has_kafka():
+        from testcontainers.kafka import KafkaContainer
+
+        with KafkaContainer(KAFKA_IMAGE) as container:
+            yield _Given(container.get_bootstrap_server())
+        return
+    jars = Broker(tmp_path_factory.mktemp("kafka"))
+    jars.start()
+    yield jars
+    jars.stop()
