@@ -1,1 +1,4 @@
-"""The user's command: `podwire demo`, `observe`, `topics`. Reads topics and starts services, never parses kernel data."""
+"""The user's command: `podwire demo`, `observe`, `topics`.
+
+Reads topics and starts services; never parses kernel data.
+"""

@@ -39,7 +39,7 @@ class Topic:
 
     def config(self) -> dict[str, str]:
         """Return the topic's configuration in Kafka's own terms."""
-        config = {"cleanup.policy": self.policy}
+        config: dict[str, str] = {"cleanup.policy": self.policy}
         if self.policy == "delete":
             config["retention.ms"] = str(self.retention_ms)
         else:
