@@ -1,0 +1,124 @@
+"""The code base about itself: sizes, docstrings, import doors, documents against code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from collector import errors as collector_errors
+from enricher import errors as enricher_errors
+from schemas import catalog
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("collector", "enricher", "schemas", "podwire")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+LINES_MAX = 400
+FUNCTION_LINES_MAX = 60
+DOORS = {
+    "confluent_kafka": {
+        "collector/kafka.py",
+        "enricher/kafka.py",
+        "schemas/registry.py",
+        "podwire/flows.py",
+        "podwire/observe.py",
+        "podwire/cli.py",
+        "podwire/topics.py",
+        "podwire/demo/",
+    },
+    "faust": {"enricher/app.py"},
+    "kubernetes": {"collector/cluster/source.py"},
+    "ctypes": {"collector/node/core.py"},
+}
+
+
+def name(path: Path) -> str:
+    """Return a path as it stands in the repository."""
+    return str(path.relative_to(ROOT))
+
+
+def imports(path: Path) -> set[str]:
+    """Return the top-level packages that a module imports anywhere."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_module_has_a_docstring_and_fits(path: Path) -> None:
+    """Each module says what it owns and stays short; functions fit a screen."""
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), "no module docstring"
+    if path.name == "abi.py":
+        return
+    assert len(path.read_text().splitlines()) <= LINES_MAX
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < FUNCTION_LINES_MAX, node.name
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_library_is_imported_through_its_door_only(library: str) -> None:
+    """One named module per service imports Kafka, Faust, Kubernetes and libbpf."""
+    for path in MODULES:
+        if library in imports(path):
+            assert any(name(path).startswith(door) for door in DOORS[library]), f"{name(path)} imports {library}"
+
+
+def test_bpf_sources_stay_short() -> None:
+    """A `.bpf.c` holds entry points, the headers one stage each."""
+    for path in (ROOT / "bpf").glob("*.c"):
+        assert len(path.read_text().splitlines()) <= 250, path.name
+
+
+@pytest.mark.parametrize("module", [collector_errors, enricher_errors], ids=lambda module: module.__name__)
+def test_exit_codes_are_distinct(module: object) -> None:
+    """Each fatal cause of a service has an exit code of its own."""
+    codes = [
+        value.exit_code
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Exception) and getattr(value, "exit_code", 1) != 1
+    ]
+    assert len(codes) == len(set(codes))
+    assert len(codes) > 3 or module is enricher_errors
+
+
+def test_exit_codes_are_documented() -> None:
+    """The settings reference lists every exit code."""
+    text = (ROOT / "docs" / "operations.md").read_text()
+    for module in (collector_errors, enricher_errors):
+        for value in vars(module).values():
+            code = getattr(value, "exit_code", 1)
+            if code != 1:
+                assert re.search(rf"^\| {code} \|", text, re.MULTILINE), f"exit code {code} is not in docs/operations.md"
+
+
+def test_topics_are_documented() -> None:
+    """Every topic of the catalog stands in the README."""
+    text = (ROOT / "README.md").read_text()
+    for topic in catalog.TOPICS:
+        assert topic.name in text
+
+
+def test_nothing_names_a_registry_or_a_machine() -> None:
+    """No download address, home folder or steering file is named in a tracked file."""
+    forbidden = r"https?://[a-z0-9.-]*(debian|pypi|pythonhosted|maven\.org|maven\.apache|npmjs|crates\.io|golang)"
+    found = subprocess.run(
+        ["git", "grep", "-nIE", forbidden, "--", ".", ":!tests/test_tidy.py"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.stdout == ""
+
+
+def test_lock_has_hashes_and_no_addresses() -> None:
+    """Locked packages are pinned by version and hash, wherever they come from."""
+    text = (ROOT / "requirements" / "all.txt").read_text()
+    assert "http" not in text.replace("httpx", "").replace("httpcore", "")
+    assert text.count("--hash=sha256:") > text.count("==") > 50
