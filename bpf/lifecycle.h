@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The life of a connection: connect, established, accept, close. One section per stage; each turns one change
+ * of a socket's state into at most two events. Everything but `accepted` runs under the socket's lock.
+ *
+ * `sk->sk_lock.owned` tells the contexts apart (net/core/sock.c, lock_sock): 1 is process context, and `current`
+ * owns the socket; 0 is softirq or timer, and `current` is anyone.
+ */
+#ifndef PODWIRE_LIFECYCLE_H
+#define PODWIRE_LIFECYCLE_H
+
+#define LOOPBACK_NET 127
+
+/* ---- facts of a socket ---- */
+
+static __always_inline void map_v4(__u8 *address, __be32 v4)
+{
+	__u32 *words = (__u32 *)address;
+
+	words[0] = 0;
+	words[1] = 0;
+	words[2] = bpf_htonl(0xffff);
+	words[3] = v4;
+}
+
+static __always_inline void copy_v6(__u8 *address, const struct in6_addr *v6)
+{
+	__u32 *words = (__u32 *)address;
+
+	words[0] = v6->in6_u.u6_addr32[0];
+	words[1] = v6->in6_u.u6_addr32[1];
+	words[2] = v6->in6_u.u6_addr32[2];
+	words[3] = v6->in6_u.u6_addr32[3];
+}
+
+/* The source port is 0 before SYN_SENT is left, and `skc_num` is 0 again at CLOSE: inet_sport stays. */
+static __always_inline void fill_tuple(struct podwire_event *entry, const struct sock *sk, const struct tcp_sock *tcp)
+{
+	if (sk->__sk_common.skc_family == AF_INET6) {
+		copy_v6(entry->local_address, &sk->__sk_common.skc_v6_rcv_saddr);
+		copy_v6(entry->remote_address, &sk->__sk_common.skc_v6_daddr);
+	} else {
+		map_v4(entry->local_address, sk->__sk_common.skc_rcv_saddr);
+		map_v4(entry->remote_address, sk->__sk_common.skc_daddr);
+	}
+	entry->local_port = bpf_ntohs(tcp->inet_conn.icsk_inet.inet_sport);
+	entry->remote_port = bpf_ntohs(sk->__sk_common.skc_dport);
+	entry->netns_ino = sk->__sk_common.skc_net.net->ns.inum;
+}
+
+/* With Fast Open the SYN's data is inside these counters; so normalised, the pair is the same in every state. */
+static __always_inline void fill_isn(struct podwire_event *entry, const struct tcp_sock *tcp)
+{
+	__u32 local = tcp->snd_una - (__u32)tcp->bytes_acked;
+	__u32 remote = tcp->rcv_nxt - (__u32)tcp->bytes_received - 1;
+
+	if (entry->role == PODWIRE_CLIENT) {
+		entry->client_isn = local;
+		entry->server_isn = remote;
+	} else {
+		entry->client_isn = remote;
+		entry->server_isn = local - 1; /* the SYN of a passive open is not in bytes_acked */
+	}
+}
+
+static __always_inline int is_loopback(const __u8 *address)
+{
+	const __u32 *words = (const __u32 *)address;
+
+	if (words[0] || words[1])
+		return 0;
+	if (words[2] == bpf_htonl(0xffff))
+		return address[12] == LOOPBACK_NET;
+	return !words[2] && words[3] == bpf_htonl(1);
+}
+
+static __always_inline int filtered(const struct podwire_event *entry)
+{
+	return options.filter_loopback && (is_loopback(entry->local_address) || is_loopback(entry->remote_address));
+}
+
+static __always_inline __u64 cookie_of(struct sock *sk)
+{
+	if (options.socket_cookie_helper)
+		return bpf_get_socket_cookie(sk);
+	return sk->__sk_common.skc_cookie.counter ?: bpf_ktime_get_boot_ns();
+}
+
+static __always_inline void emit(struct podwire_event *event, enum podwire_event_type type, __u64 now_ns)
+{
+	event->time_ns = now_ns;
+	event->type = type;
+	count(PODWIRE_ATTEMPTED);
+	if (bpf_ringbuf_output(&events, event, sizeof(*event), BPF_RB_NO_WAKEUP))
+		count(PODWIRE_LOST_RING_FULL);
+}
+
+static __always_inline void remember(__u64 key, const struct podwire_event *entry)
+{
+	if (!bpf_map_update_elem(&sockets, &key, entry, BPF_ANY))
+		return;
+	count(PODWIRE_ATTEMPTED);
+	count(PODWIRE_LOST_SOCKET_MAP_FULL);
+}
+
+/* The first process that is seen to own the socket; a server's socket was then accepted out of our sight. */
+static __always_inline void learn_owner(struct podwire_event *entry, int owned, __u64 now_ns)
+{
+	if (!owned || entry->owner == PODWIRE_OWNER_PROCESS)
+		return;
+	own_by_process(entry);
+	if (!entry->type)
+		emit(entry, PODWIRE_ACCEPT, now_ns);
+}
+
+/* ---- connect ---- */
+
+static __always_inline void connect_begins(struct sock *sk, const struct tcp_sock *tcp, int owned)
+{
+	struct podwire_event entry = {
+		.start_ns = bpf_ktime_get_boot_ns(),
+		.role = PODWIRE_CLIENT,
+		.closed_by = PODWIRE_CLOSED_NONE,
+		.rtt_min_us = -1,
+	};
+
+	fill_tuple(&entry, sk, tcp);
+	if (filtered(&entry))
+		return;
+	entry.socket_cookie = cookie_of(sk);
+	if (owned)
+		own_by_process(&entry);
+	else
+		own_by_cgroup(&entry, sk);
+	remember((__u64)sk, &entry);
+}
+
+static __always_inline void connected(struct podwire_event *entry, const struct sock *sk, const struct tcp_sock *tcp,
+				      __u64 now_ns)
+{
+	fill_tuple(entry, sk, tcp);
+	fill_isn(entry, tcp);
+	entry->established_ns = now_ns;
+	emit(entry, PODWIRE_CONNECT, now_ns);
+}
+
+/* sk_err is 0 when the caller gave up (close, kill, send timeout), and when no port was free. */
+static __always_inline void connect_failed(struct podwire_event *entry, const struct sock *sk,
+					   const struct tcp_sock *tcp, __u64 now_ns)
+{
+	fill_tuple(entry, sk, tcp);
+	entry->error = sk->sk_err;
+	if (!entry->error && !entry->local_port)
+		entry->error = EADDRNOTAVAIL;
+	emit(entry, PODWIRE_CONNECT_FAILED, now_ns);
+}
+
+/* ---- established and accept ---- */
+
+/* Usually in softirq, before any process has the socket: ACCEPT waits for the accept call, if that is watched. */
+static __always_inline void passive_open(struct sock *sk, const struct tcp_sock *tcp,
+					 const struct podwire_event *accepted_early, __u64 now_ns)
+{
+	struct podwire_event entry = {
+		.established_ns = now_ns,
+		.role = PODWIRE_SERVER,
+		.closed_by = PODWIRE_CLOSED_NONE,
+		.rtt_min_us = -1,
+	};
+
+	if (accepted_early) {
+		entry.tgid = accepted_early->tgid;
+		entry.uid = accepted_early->uid;
+		entry.cgroup_id = accepted_early->cgroup_id;
+		entry.cgroup_hierarchy = accepted_early->cgroup_hierarchy;
+		entry.owner = PODWIRE_OWNER_PROCESS;
+		__builtin_memcpy(entry.comm, accepted_early->comm, sizeof(entry.comm));
+	}
+	fill_tuple(&entry, sk, tcp);
+	if (filtered(&entry))
+		return;
+	fill_isn(&entry, tcp);
+	entry.socket_cookie = cookie_of(sk);
+	if (!accepted_early)
+		own_by_cgroup(&entry, sk);
+	if (accepted_early || !options.accept_edge)
+		emit(&entry, PODWIRE_ACCEPT, now_ns);
+	remember((__u64)sk, &entry);
+}
+
+static __always_inline void established(struct sock *sk, const struct tcp_sock *tcp, int old_state)
+{
+	__u64 key = (__u64)sk, now_ns = bpf_ktime_get_boot_ns();
+	struct podwire_event *entry = bpf_map_lookup_elem(&sockets, &key);
+
+	if (entry && entry->role == PODWIRE_CLIENT)
+		connected(entry, sk, tcp, now_ns);
+	else if (old_state == TCP_SYN_RECV)
+		passive_open(sk, tcp, entry, now_ns);
+}
+
+/* With Fast Open a socket is accepted before it is established, when its entry does not exist yet. */
+static __always_inline int accept_early(struct sock *sk)
+{
+	struct podwire_event entry = {.role = PODWIRE_SERVER};
+	__u64 key = (__u64)sk;
+
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_SYN_RECV || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+		return -1;
+	own_by_process(&entry);
+	return bpf_map_update_elem(&sockets, &key, &entry, BPF_NOEXIST);
+}
+
+static __always_inline struct sock *sock_of(long descriptor)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **files = BPF_CORE_READ(table, fd);
+	struct file *file = 0;
+	struct socket *socket;
+
+	if (descriptor >= BPF_CORE_READ(table, max_fds))
+		return 0;
+	bpf_probe_read_kernel(&file, sizeof(file), &files[descriptor]);
+	socket = BPF_CORE_READ(file, private_data);
+	return BPF_CORE_READ(socket, sk);
+}
+
+/*
+ * Runs without the socket's lock, so CLOSE may come at the same time on another CPU: the event is made from a copy,
+ * and the entry is written only while it is still this socket's.
+ */
+static __always_inline void accepted(long descriptor)
+{
+	struct sock *sk = descriptor < 0 ? 0 : sock_of(descriptor);
+	struct podwire_event event, *entry;
+	__u64 key = (__u64)sk;
+
+	if (!sk)
+		return;
+	entry = bpf_map_lookup_elem(&sockets, &key);
+	if (!entry && accept_early(sk))
+		entry = bpf_map_lookup_elem(&sockets, &key);
+	if (!entry || entry->type || entry->role != PODWIRE_SERVER)
+		return;
+	__builtin_memcpy(&event, entry, sizeof(event));
+	own_by_process(&event);
+	event.closed_by = PODWIRE_CLOSED_NONE;
+	if (entry->socket_cookie == event.socket_cookie) {
+		entry->type = PODWIRE_ACCEPT;
+		entry->tgid = event.tgid;
+		entry->uid = event.uid;
+		entry->cgroup_id = event.cgroup_id;
+		entry->cgroup_hierarchy = event.cgroup_hierarchy;
+		__builtin_memcpy(entry->comm, event.comm, sizeof(event.comm));
+		entry->owner = PODWIRE_OWNER_PROCESS;
+	}
+	emit(&event, PODWIRE_ACCEPT, bpf_ktime_get_boot_ns());
+}
+
+/* ---- close ---- */
+
+/* Whose FIN comes first: kept in the entry until CLOSE. */
+static __always_inline void closing(const struct sock *sk, int new_state, int owned)
+{
+	__u64 key = (__u64)sk;
+	struct podwire_event *entry = bpf_map_lookup_elem(&sockets, &key);
+
+	if (!entry || !entry->established_ns)
+		return;
+	learn_owner(entry, owned, bpf_ktime_get_boot_ns());
+	if (new_state == TCP_CLOSING)
+		entry->closed_by = PODWIRE_CLOSED_BOTH;
+	else if (entry->closed_by == PODWIRE_CLOSED_NONE)
+		entry->closed_by = new_state == TCP_CLOSE_WAIT ? PODWIRE_CLOSED_REMOTE : PODWIRE_CLOSED_LOCAL;
+}
+
+/*
+ * Without an error these end in CLOSE only by our own RST (net/ipv4/tcp.c, __tcp_close and tcp_disconnect). After
+ * our FIN the same state is the normal end when the peer's FIN has come, or when nobody holds the socket.
+ */
+static __always_inline int sent_reset(int old_state, int owned, int peer_done)
+{
+	if (old_state == TCP_FIN_WAIT1 || old_state == TCP_FIN_WAIT2)
+		return owned && !peer_done;
+	return old_state == TCP_ESTABLISHED || old_state == TCP_CLOSE_WAIT;
+}
+
+static __always_inline void judge_close(struct podwire_event *entry, int error, int reset)
+{
+	entry->error = error;
+	if (entry->role == PODWIRE_SERVER && !entry->type)
+		entry->flags |= PODWIRE_NEVER_ACCEPTED;
+	if (error == ECONNRESET || error == EPIPE)
+		entry->flags |= PODWIRE_RESET_REMOTE;
+	else if (error == ECONNABORTED || (!error && reset))
+		entry->flags |= PODWIRE_RESET_LOCAL;
+	if (entry->closed_by != PODWIRE_CLOSED_NONE)
+		return;
+	if (entry->flags & PODWIRE_RESET_REMOTE)
+		entry->closed_by = PODWIRE_CLOSED_REMOTE;
+	else if (entry->flags & PODWIRE_RESET_LOCAL)
+		entry->closed_by = PODWIRE_CLOSED_LOCAL;
+	else
+		entry->closed_by = error ? PODWIRE_CLOSED_TIMER : PODWIRE_CLOSED_UNKNOWN;
+}
+
+/* bytes_received counts the peer's FIN. rtt_min is -1 until measured. */
+static __always_inline void fill_counters(struct podwire_event *entry, const struct tcp_sock *tcp, int peer_done)
+{
+	entry->bytes_sent = tcp->bytes_sent - tcp->bytes_retrans;
+	entry->bytes_received = tcp->bytes_received - peer_done;
+	entry->segments_sent = tcp->segs_out;
+	entry->segments_received = tcp->segs_in;
+	entry->retransmits = tcp->total_retrans;
+	entry->rtt_us = tcp->srtt_us >> 3;
+	entry->rtt_min_us = tcp->rtt_min.s[0].v;
+}
+
+static __always_inline void count_untracked(const struct sock *sk, const struct tcp_sock *tcp, int old_state)
+{
+	struct podwire_event unknown = {};
+
+	if (old_state != TCP_ESTABLISHED && old_state != TCP_FIN_WAIT1 && old_state != TCP_FIN_WAIT2 &&
+	    old_state != TCP_CLOSE_WAIT && old_state != TCP_LAST_ACK && old_state != TCP_CLOSING)
+		return;
+	fill_tuple(&unknown, sk, tcp);
+	if (!filtered(&unknown))
+		count(PODWIRE_UNTRACKED);
+}
+
+static __always_inline void closed(const struct sock *sk, const struct tcp_sock *tcp, int old_state, int owned)
+{
+	int peer_done = sk->__sk_common.skc_flags >> SOCK_DONE & 1;
+	__u64 key = (__u64)sk, now_ns = bpf_ktime_get_boot_ns();
+	struct podwire_event *entry = bpf_map_lookup_elem(&sockets, &key);
+
+	if (!entry) {
+		count_untracked(sk, tcp, old_state);
+		return;
+	}
+	if (entry->established_ns) {
+		learn_owner(entry, owned, now_ns);
+		judge_close(entry, sk->sk_err, sent_reset(old_state, owned, peer_done));
+		fill_counters(entry, tcp, peer_done);
+		emit(entry, PODWIRE_CLOSE, now_ns);
+	} else if (entry->role == PODWIRE_CLIENT) {
+		connect_failed(entry, sk, tcp, now_ns);
+	}
+	bpf_map_delete_elem(&sockets, &key);
+}
+
+/* ---- the machine ---- */
+
+static __always_inline void transition(struct sock *sk, int old_state, int new_state, int owned)
+{
+	const struct tcp_sock *tcp;
+
+	if (sk->sk_lock.owned != owned)
+		return;
+	tcp = bpf_skc_to_tcp_sock(sk);
+	if (!tcp)
+		return;
+	switch (new_state) {
+	case TCP_SYN_SENT:
+		return connect_begins(sk, tcp, owned);
+	case TCP_ESTABLISHED:
+		return established(sk, tcp, old_state);
+	case TCP_FIN_WAIT1:
+	case TCP_CLOSE_WAIT:
+	case TCP_CLOSING:
+		return closing(sk, new_state, owned);
+	case TCP_CLOSE:
+		return closed(sk, tcp, old_state, owned);
+	}
+}
+
+#endif

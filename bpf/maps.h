@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Every map of the probes, and the read-only options that user space sets before load. Sizes here are
+ * placeholders: collector/node/core.py sets `sockets`, `named_cgroups` and both rings from the settings.
+ */
+#ifndef PODWIRE_MAPS_H
+#define PODWIRE_MAPS_H
+
+/* Which cgroup hierarchy names the owners: the default one on pure v2, else one of v1's. */
+enum podwire_controller {
+	PODWIRE_CONTROLLER_DEFAULT = 0,
+	PODWIRE_CONTROLLER_MEMORY = 1,
+	PODWIRE_CONTROLLER_PIDS = 2,
+	PODWIRE_CONTROLLER_CPU = 3,
+	PODWIRE_CONTROLLER_DEVICES = 4,
+	PODWIRE_CONTROLLER_FREEZER = 5,
+};
+
+enum podwire_abi {
+	PODWIRE_ABI = PODWIRE_ABI_VERSION, /* a macro alone would not reach the BTF */
+};
+
+struct podwire_options {
+	__u32 abi_version;          /* enum podwire_abi; user space compares it, never sets it */
+	__u32 cgroup_controller;    /* enum podwire_controller */
+	__u32 cgroup_hierarchy;     /* that hierarchy's number, as in /proc/self/cgroup */
+	__u32 accept_edge;          /* 1: the accept programs will be attached */
+	__u32 filter_loopback;      /* 1: leave out 127/8, ::1 and ::ffff:127/8, by address */
+	__u32 socket_cookie_helper; /* 1: tracing programs may call bpf_get_socket_cookie (kernel 5.12) */
+};
+
+const volatile struct podwire_options options SEC(".rodata.options") = {
+	.abi_version = PODWIRE_ABI_VERSION,
+	.accept_edge = 1,
+};
+
+/* Never read: keeps the vocabularies of event.h in the BTF, from which collector/node/abi.py is generated. */
+const volatile struct podwire_vocabulary {
+	enum podwire_abi abi;
+	enum podwire_event_type event_type;
+	enum podwire_role role;
+	enum podwire_closed_by closed_by;
+	enum podwire_owner owner;
+	enum podwire_flag flag;
+	enum podwire_counter counter;
+	enum podwire_controller controller;
+	struct podwire_cgroup_name cgroup_name;
+} vocabulary SEC(".rodata.vocabulary") = {};
+
+/*
+ * A connection from its first SYN (client) or its establishment (server) to CLOSE, keyed by the address of
+ * its struct sock: what its next event will carry.
+ * Inserts: connect_begins, established, accepted (Fast Open only). Reads: every stage. Deletes: closed.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64);
+	__type(value, struct podwire_event);
+} sockets SEC(".maps");
+
+/* Inserts: emit. Reads and deletes: user space, which maps it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 24);
+} events SEC(".maps");
+
+/* Inserts: name_cgroup. Reads and deletes: user space, which maps it, always before the events. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} names SEC(".maps");
+
+/* Ids whose name has been told. Inserts and reads: name_cgroup. Deletes: the kernel, least recently used. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64);
+	__type(value, __u8);
+} named_cgroups SEC(".maps");
+
+/* Indexed by enum podwire_counter. Inserts: count. Reads: user space, which sums over CPUs. Deletes: nobody. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, PODWIRE_COUNTERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+/* Atomic although per CPU: a softirq may come between a process's load and store. */
+static __always_inline void count(__u32 counter)
+{
+	__u64 *value = bpf_map_lookup_elem(&counters, &counter);
+
+	if (value)
+		__sync_fetch_and_add(value, 1);
+}
+
+#endif

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/*
+ * Entry points of the CO-RE tiers. User space (collector/node/core.py) attaches both state programs always, the
+ * accept programs where tracefs lets it.
+ *
+ * Two programs on one hook: the kernel skips a program that is already running on the same CPU (recursion guard of
+ * raw tracepoints, since 6.1), so a softirq that interrupts a process's transition would go unseen. Process context
+ * (owned) and softirq each have a program of their own; neither can interrupt itself.
+ */
+#include "kernel_types.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+#include "event.h"
+#include "maps.h"
+#include "kernel_compat.h"
+#include "owner.h"
+#include "lifecycle.h"
+
+char podwire_license[] SEC("license") = "Dual BSD/GPL";
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(state_in_process, struct sock *sk, int old_state, int new_state)
+{
+	transition(sk, old_state, new_state, 1);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(state_in_softirq, struct sock *sk, int old_state, int new_state)
+{
+	transition(sk, old_state, new_state, 0);
+	return 0;
+}
+
+SEC("tracepoint/syscalls/sys_exit_accept")
+int accept_exit(struct trace_event_raw_sys_exit *context)
+{
+	accepted(context->ret);
+	return 0;
+}
+
+SEC("tracepoint/syscalls/sys_exit_accept4")
+int accept4_exit(struct trace_event_raw_sys_exit *context)
+{
+	accepted(context->ret);
+	return 0;
+}
