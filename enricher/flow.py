@@ -1,0 +1,290 @@
+"""Makes the bytes of a Flow: identities encoded once and remembered, measurements spliced from the raw halves.
+
+Pure but for its caches. The order of the parts is the field order of schemas/Flow.avsc; a property test
+re-encodes every kind of flow with fastavro and compares the bytes. Called by `engine`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
+
+from enricher import avro, raw, resolve
+from enricher.networks import parsed, scope
+from schemas import codec
+
+if TYPE_CHECKING:
+    from enricher.history import History, ServicePort
+    from enricher.networks import Networks
+    from enricher.pair import Pair
+    from enricher.raw import Half
+    from enricher.resolve import Resolution
+
+RECORD_TYPES = {
+    raw.CONNECT: "OPEN",
+    raw.ACCEPT: "OPEN",
+    raw.CONNECT_FAILED: "FAILED",
+    raw.CLOSE: "CLOSE",
+    raw.EXISTING: "EXISTING",
+    raw.PROGRESS: "PROGRESS",
+}
+OUTCOMES = (
+    "UNKNOWN",
+    "ESTABLISHED",
+    "REFUSED",
+    "TIMEOUT",
+    "UNREACHABLE",
+    "ABORTED",
+    "CLOSED",
+    "RESET",
+    "OTHER",
+)
+OWNERS = ("UNKNOWN", "NONE", "PROCESS", "CGROUP", "NAMESPACE")
+_CLOSED_BY = {  # by what the half's closed_by byte says: (from the client's half, from the server's)
+    4: ("CLIENT", "SERVER"),  # LOCAL
+    6: ("SERVER", "CLIENT"),  # REMOTE
+    8: ("BOTH", "BOTH"),
+    10: ("TIMER", "TIMER"),
+}
+_PLAIN_CLOSES = frozenset(("UNKNOWN", "CLOSED"))
+_NO_SERVICE = avro.NULL * 4
+_CACHE = 200_000
+
+_OUTCOME_BYTES = {2 * place: name for place, name in enumerate(OUTCOMES)}
+_OWNER_BYTES = {2 * place: avro.optional_text(name) for place, name in enumerate(OWNERS)}
+
+_UNOBSERVED_SIDE_RUN = avro.NULL * 14
+_UNOBSERVED_SIDE_END = avro.NULL * 8
+
+
+class Flow(NamedTuple):
+    """One record for podwire.flows.v1.
+
+    Attributes:
+        key: flow_id in ASCII.
+        value: framed Avro.
+        event_ms: Kafka timestamp, Unix time in ms.
+        kinds: how client and server were resolved.
+    """
+
+    key: bytes
+    value: bytes
+    event_ms: int
+    kinds: tuple[str, str]
+
+
+class Moment(NamedTuple):
+    """When flows are made: emitted_at and metadata_age_ms, encoded once for many."""
+
+    encoded: bytes
+
+    @classmethod
+    def at(cls, now_ms: int, pods_complete_until_us: int | None) -> Moment:
+        """Return the moment `now_ms` (Unix time in ms) with metadata complete until a time in us."""
+        age_ms = None if pods_complete_until_us is None else now_ms - pods_complete_until_us // 1000
+        return cls(avro.long(now_ms) + avro.optional_long(age_ms))
+
+
+def cluster_prefix(cluster: str) -> str:
+    """Return the 8 hex digits that begin every flow_id of a cluster."""
+    return blake2b(cluster.encode(), digest_size=4).hexdigest()
+
+
+class FlowBuilder:
+    """Builds the flows of one cluster."""
+
+    def __init__(
+        self, cluster: str, schema_id: int, history: History, networks: Networks, resolver: resolve.Resolver
+    ) -> None:
+        self._prefix = codec.prefix(schema_id)
+        self._cluster = avro.text(cluster)
+        self._flow_id_start = cluster_prefix(cluster).encode() + b"-"
+        self._history = history
+        self._resolver = resolver
+
+        @lru_cache(maxsize=_CACHE)
+        def front(address: bytes, side: Resolution) -> bytes:
+            return encode_front(address, side, networks.name(address))
+
+        self._front = front
+
+    def build(self, pair: Pair, moment: Moment, *, final: bool) -> Flow | None:
+        """Return the flow of a pair; None when metadata to come could better it and `final` is false."""
+        client, server = pair
+        first = client or server
+        assert first is not None
+        time_us = first.event_unix_us
+        service: ServicePort | None = None
+        dialed_at = b""
+        if client is not None:
+            dialed_at = client.data[raw.REMOTE]
+            dialed_port, _ = avro.read_long(client.data, client.port_at)
+            service = self._history.service(dialed_at, dialed_port, time_us)
+            client_is = self._resolver.own(client, time_us)
+            client_address = client.data[raw.LOCAL]
+        else:
+            assert server is not None
+            client_address = server.data[raw.REMOTE]
+            client_is = self._resolver.at(client_address, time_us)
+        if server is not None:
+            server_is = self._resolver.own(server, server.event_unix_us if client else time_us)
+            server_address = server.data[raw.LOCAL]
+        else:
+            server_is = resolve.SERVICE_ONLY if service else self._resolver.at(dialed_at, time_us)
+            server_address = dialed_at
+        if not final and (client_is.provisional or server_is.provisional):
+            return None
+
+        data = first.data
+        record_type = RECORD_TYPES[data[raw.TYPE_AT]]
+        observed_by = "CLIENT" if server is None else "SERVER" if client is None else "BOTH"
+        outcome, closed_by = _end(client, server) if record_type == "CLOSE" else (_outcome(first), None)
+        key_text = data[:8].hex().encode()
+        flow_id = self._flow_id_start + key_text
+        time_ms = time_us // 1000
+        value = b"".join(
+            (
+                self._prefix,
+                avro.long(time_ms),
+                data[raw.TIME_AT : raw.TIME_AT + 8],
+                _what(record_type, observed_by),
+                self._cluster,
+                b"\x32",  # 25 characters
+                flow_id,
+                b"\x20",  # 16 characters
+                key_text,
+                b"\x00\x00",  # progress_seq, revision
+                moment.encoded,
+                _how(resolve.direction(client_is, server_is), outcome, closed_by),
+                data[first.flow_run_at : first.side_run_at],
+                _dialed(client, service),
+                _source_nat(client, server),
+                self._front(client_address, client_is),
+                _side(client),
+                self._front(server_address, server_is),
+                _side(server),
+            )
+        )
+        return Flow(flow_id, value, time_ms, (client_is.kind, server_is.kind))
+
+
+@lru_cache(maxsize=64)
+def _what(record_type: str, observed_by: str) -> bytes:
+    return avro.text(record_type) + avro.text(observed_by)
+
+
+@lru_cache(maxsize=1024)
+def _how(direction: str, outcome: str, closed_by: str | None) -> bytes:
+    return avro.text(direction) + avro.text(outcome) + avro.optional_text(closed_by)
+
+
+@lru_cache(maxsize=_CACHE)
+def _address(address: bytes) -> bytes:
+    return avro.optional_text(str(parsed(address)))
+
+
+@lru_cache(maxsize=4096)
+def _process(comm: bytes) -> bytes:
+    r"""Return the process name as UTF-8, each byte that is not part of UTF-8 as \xNN; null when empty."""
+    return avro.optional_text(comm.decode("utf-8", "backslashreplace") or None)
+
+
+@lru_cache(maxsize=4096)
+def _service(service: ServicePort) -> bytes:
+    return b"".join(
+        avro.optional_text(value)
+        for value in (service.namespace, service.service, service.port_name, service.via)
+    )
+
+
+def _dialed(client: Half | None, service: ServicePort | None) -> bytes:
+    if client is None:
+        return avro.NULL * 2 + _NO_SERVICE
+    port = client.data[client.port_at : client.flow_run_at]
+    about = _NO_SERVICE if service is None else _service(service)
+    return _address(client.data[raw.REMOTE]) + avro.PRESENT + port + about
+
+
+def _source_nat(client: Half | None, server: Half | None) -> bytes:
+    """Return source_nat_address and source_nat_port, from comparing bytes: one number has one encoding."""
+    if client is None or server is None:
+        return b"\x00\x00"
+    seen = server.data[raw.REMOTE]
+    seen_port = avro.PRESENT + server.data[server.port_at : server.flow_run_at]
+    same_address = seen == client.data[raw.LOCAL]
+    if same_address and client.data.startswith(seen_port, client.side_run_at):
+        return b"\x00\x00"
+    return (avro.NULL if same_address else _address(seen)) + seen_port
+
+
+def encode_front(address: bytes, side: Resolution, network: str | None) -> bytes:
+    """Return a side's fields from its address to its labels."""
+    pod = side.pod
+    container = pod.containers.get(side.container_id) if pod else None
+    named = side.container_id if side.container_id != resolve.NO_CONTAINER else None
+    optional = avro.optional_text
+    return b"".join(
+        (
+            _address(address),
+            avro.text(scope(address)),
+            avro.text(side.kind),
+            optional(side.reason),
+            avro.optional_long(side.candidates),
+            optional(network),
+            optional(pod.namespace if pod else None),
+            optional(pod.name if pod else None),
+            optional(pod.uid if pod else None),
+            optional(pod.workload_kind if pod else None),
+            optional(pod.workload if pod else None),
+            optional(side.node),
+            optional(pod.service_account if pod else None),
+            optional(container.name if container else None),
+            optional(named.hex() if named else None),
+            optional(container.image if container else None),
+            avro.text_map(pod.labels if pod else {}),
+        )
+    )
+
+
+def _side(half: Half | None) -> bytes:
+    """Return a side's fields from its process to its clock_error_us."""
+    if half is None:
+        return avro.NULL + _UNOBSERVED_SIDE_RUN + _UNOBSERVED_SIDE_END
+    data = half.data
+    header = half.header
+    return b"".join(
+        (
+            _process(data[raw.COMM_AT + 1 : half.port_at]),
+            data[half.side_run_at :],
+            _OWNER_BYTES[data[raw.OWNER_AT]],
+            avro.PRESENT,
+            data[raw.TIME_AT : raw.TIME_AT + 8],
+            header.run_before_index,
+            avro.cached_optional_long(half.index),
+            header.run_after_index,
+        )
+    )
+
+
+def _outcome(half: Half) -> str:
+    return _OUTCOME_BYTES[half.data[raw.OUTCOME_AT]]
+
+
+def _end(client: Half | None, server: Half | None) -> tuple[str, str]:
+    """Return outcome and closed_by of a CLOSE; where the sides differ, the one that says more counts.
+
+    Each end believing that it closed first is what crossing FINs look like: BOTH.
+    """
+    outcome = "UNKNOWN"
+    for half in (client, server):
+        if half is not None and outcome in _PLAIN_CLOSES:
+            outcome = _outcome(half) if _outcome(half) != "UNKNOWN" else outcome
+    by_client = _CLOSED_BY.get(client.data[raw.CLOSED_BY_AT], _UNKNOWN_CLOSER)[0] if client else "UNKNOWN"
+    by_server = _CLOSED_BY.get(server.data[raw.CLOSED_BY_AT], _UNKNOWN_CLOSER)[1] if server else "UNKNOWN"
+    if by_client == "CLIENT" and by_server == "SERVER":
+        return outcome, "BOTH"
+    return outcome, by_client if by_client != "UNKNOWN" else by_server
+
+
+_UNKNOWN_CLOSER = ("UNKNOWN", "UNKNOWN")

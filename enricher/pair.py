@@ -1,0 +1,167 @@
+"""Joins the two halves of a connection within a window of log-append time.
+
+Pure and deterministic: the same messages of a partition in the same order give the same outputs, whatever
+the wall clock says. Owns the halves that wait for their other half. Never resolves, never encodes. Called by
+`engine`, one `Pairing` per partition.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from enricher.raw import (
+    ACCEPT,
+    CLIENT,
+    CLOSE,
+    CONNECT,
+    EXISTING,
+    ROLE_AT,
+    TYPE_AT,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from enricher.raw import Half
+
+_KIND = {CONNECT: b"o", ACCEPT: b"o", CLOSE: b"c", EXISTING: b"e"}
+"""Types that pair, by what they pair as; FAILED and PROGRESS never wait."""
+
+
+class Pair(NamedTuple):
+    """What is known of one life-cycle event of a connection: one half, or both."""
+
+    client: Half | None
+    server: Half | None
+
+
+@dataclass
+class PairCounts:
+    """What happened to halves: `halves` + `told_then_paired` = 2 x `paired` + `one_sided` + repeats + waiting."""
+
+    halves: int = 0
+    paired: int = 0
+    one_sided: int = 0
+    told_then_paired: int = 0
+    repeats_waiting: int = 0
+    repeats_paired: int = 0
+
+
+class _Bucket(NamedTuple):
+    append_ms: int
+    keys: list[bytes]
+
+
+class Pairing:
+    """The waiting halves of one partition.
+
+    Attributes:
+        counts: where this pairing counts; several may share one, and it may be exchanged.
+    """
+
+    def __init__(self, window_ms: int, counts: PairCounts) -> None:
+        self._window_ms = window_ms
+        self.counts = counts
+        self._now_ms = 0
+        self._waiting: dict[bytes, Half] = {}
+        self._told: set[bytes] = set()
+        self._waiting_order: deque[_Bucket] = deque()
+        self._paired: dict[bytes, int] = {}
+        self._paired_order: deque[_Bucket] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Number of halves that wait and were not told one-sided."""
+        return len(self._waiting) - len(self._told)
+
+    @property
+    def last_append_ms(self) -> int:
+        """Greatest append time seen, 0 before the first message."""
+        return self._now_ms
+
+    def add(self, append_ms: int, halves: Iterable[Half]) -> list[Pair]:
+        """Take one message's halves and return what is complete now: window closes first, then pairs.
+
+        An append time lower than one before it counts as that one, so time never runs backwards.
+        """
+        now_ms = self._now_ms = max(append_ms, self._now_ms)
+        outputs = self._close(now_ms)
+        new_waiting: list[bytes] = []
+        new_paired: list[bytes] = []
+        waiting, counts = self._waiting, self.counts
+        for half in halves:
+            data = half.data
+            counts.halves += 1
+            kind = _KIND.get(data[TYPE_AT])
+            if kind is None:
+                counts.one_sided += 1
+                outputs.append(alone(half))
+                continue
+            key = data[:8] + kind
+            if key in self._paired:
+                counts.repeats_paired += 1
+                continue
+            other = waiting.get(key)
+            if other is None:
+                waiting[key] = half
+                new_waiting.append(key)
+            elif other.data[ROLE_AT] == data[ROLE_AT]:
+                counts.repeats_waiting += 1
+            else:
+                del waiting[key]
+                self._paired[key] = now_ms
+                new_paired.append(key)
+                counts.paired += 1
+                if key in self._told:
+                    self._told.discard(key)
+                    counts.told_then_paired += 1
+                outputs.append(Pair(half, other) if data[ROLE_AT] == CLIENT else Pair(other, half))
+        if new_waiting:
+            self._waiting_order.append(_Bucket(now_ms, new_waiting))
+        if new_paired:
+            self._paired_order.append(_Bucket(now_ms, new_paired))
+        return outputs
+
+    def tell_idle(self, now_ms: int) -> list[Pair]:
+        """Return, one-sided, the halves that have waited for a window at `now_ms` on the reader's clock.
+
+        For a partition that has gone quiet, so that no message closes its windows. The halves stay: should the
+        other half yet come within the window on the broker's clock, the two come out as a pair all the same.
+        """
+        outputs = []
+        for append_ms, keys in self._waiting_order:
+            if append_ms + self._window_ms >= now_ms:
+                break
+            for key in keys:
+                half = self._waiting.get(key)
+                if half is not None and key not in self._told:
+                    self._told.add(key)
+                    self.counts.one_sided += 1
+                    outputs.append(alone(half))
+        return outputs
+
+    def _close(self, now_ms: int) -> list[Pair]:
+        """Forget what is older than the window and return the halves among it that nobody was told of."""
+        oldest_ms = now_ms - self._window_ms
+        outputs = []
+        while self._waiting_order and self._waiting_order[0].append_ms < oldest_ms:
+            for key in self._waiting_order.popleft().keys:
+                half = self._waiting.pop(key, None)
+                if half is None:
+                    continue
+                if key in self._told:
+                    self._told.discard(key)
+                else:
+                    self.counts.one_sided += 1
+                    outputs.append(alone(half))
+        while self._paired_order and self._paired_order[0].append_ms < oldest_ms:
+            for key in self._paired_order.popleft().keys:
+                del self._paired[key]
+        return outputs
+
+
+def alone(half: Half) -> Pair:
+    """Return a one-sided output."""
+    return Pair(half, None) if half.data[ROLE_AT] == CLIENT else Pair(None, half)

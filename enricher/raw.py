@@ -1,0 +1,224 @@
+"""Cuts a framed RawBatch into its header and its halves, without decoding an event into a record.
+
+Pure: bytes in, values out; what can't be read comes back as a `Rejected` value and never as an exception.
+Knows the byte layout of TcpEvent (schemas/RawBatch.avsc): one regular expression checks every event's
+structure and finds the places that `flow` splices, so a broken event never reaches an output topic. Called
+by `engine`.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import fastavro
+
+from enricher import avro
+from schemas import catalog, codec
+from schemas.registry import UnknownSchemaError
+
+if TYPE_CHECKING:
+    from schemas.registry import SchemaIds
+
+UNKNOWN, CONNECT, CONNECT_FAILED, ACCEPT, CLOSE, EXISTING, PROGRESS = range(0, 14, 2)
+"""Event types as they stand in the bytes: zigzag of the symbol's place."""
+CLIENT, SERVER = 2, 4
+"""Roles as they stand in the bytes."""
+
+TYPE_AT, ROLE_AT, OUTCOME_AT, CLOSED_BY_AT, OWNER_AT, TIME_AT = 8, 9, 10, 11, 12, 13
+POD_UID = slice(21, 37)
+CONTAINER_ID = slice(37, 69)
+LOCAL = slice(69, 85)
+REMOTE = slice(85, 101)
+COMM_AT = 101
+
+_INT = rb"[\x80-\xff]{0,4}[\x00-\x7f]"
+_LONG = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
+_OPTIONAL = rb"(?:\x00|\x02" + _LONG + rb")"
+_COMM = b"|".join(re.escape(bytes((2 * size,))) + b".{%d}" % size for size in range(16))
+_EVENT = re.compile(
+    rb".{8}[\x02\x04\x06\x08\x0a\x0c][\x02\x04][\x00\x02\x04\x06\x08\x0a\x0c\x0e\x10]"
+    rb"[\x00\x02\x04\x06\x08\x0a][\x00\x02\x04\x06\x08][\x80-\xff]{7}[\x00-\x7f].{80}"
+    rb"(?:" + _COMM + rb")"
+    rb"(" + _INT + rb")"
+    rb"(" + _INT + _OPTIONAL * 2 + rb")"
+    rb"((?:\x00|\x02" + _INT + rb")" + _OPTIONAL * 13 + rb")",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a batch says about all its events.
+
+    The fields are those of schemas/RawBatch.avsc that a flow or the cutting needs.
+    """
+
+    cluster: str
+    node: str
+    boot_id: str
+    producer_epoch: int
+    partition: int
+    sequence: int
+    key_id: int
+    clock_error_us: int
+
+    @cached_property
+    def run_before_index(self) -> bytes:
+        """Flow's observer, boot_id, producer_epoch and sequence of a side, encoded."""
+        return (
+            avro.optional_text(self.node)
+            + avro.optional_text(self.boot_id)
+            + avro.optional_long(self.producer_epoch)
+            + avro.optional_long(self.sequence)
+        )
+
+    @cached_property
+    def run_after_index(self) -> bytes:
+        """Flow's clock_error_us of a side, encoded."""
+        return avro.optional_long(self.clock_error_us)
+
+
+@dataclass(slots=True)
+class Half:
+    """One event of one side, as bytes, with the places that splicing needs.
+
+    Attributes:
+        header: its batch.
+        index: its place in the batch, from 0.
+        data: the encoded TcpEvent.
+        port_at: where remote_port begins in `data`; comm lies before it.
+        flow_run_at: where errno begins; side_run_at: where the local port's union begins.
+    """
+
+    header: Header
+    index: int
+    data: bytes
+    port_at: int
+    flow_run_at: int
+    side_run_at: int
+
+    @property
+    def event_unix_us(self) -> int:
+        """When it happened, Unix time in us on the node's clock."""
+        return avro.eight_byte_long(self.data, TIME_AT)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A message that can't be used: `reason` and `detail` as in schemas/DeadLetter.avsc."""
+
+    reason: str
+    detail: str
+    schema_id: int
+
+
+class _BadBatchError(ValueError):
+    """The batch contradicts itself; args are reason and detail."""
+
+
+def cut(value: bytes | None, partition: int, ids: SchemaIds, schema_id: int) -> list[Half] | Rejected:
+    """Return the halves of one message of the raw topic, or why it was rejected.
+
+    `schema_id` is the id of our own RawBatch; another registered id is decoded with its writer's schema.
+    """
+    try:
+        found, _ = codec.split(value or b"")
+    except codec.FramingError as error:
+        return Rejected("NOT_AVRO_FRAMED", str(error), -1)
+    assert value is not None
+    try:
+        if found != schema_id:
+            value = _rewrite(value, ids.writer_schema(found))
+        return _cut(value, partition)
+    except UnknownSchemaError as error:
+        return Rejected("UNKNOWN_SCHEMA_ID", str(error), found)
+    except _BadBatchError as error:
+        return Rejected(error.args[0], error.args[1], found)
+    except (EOFError, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
+        return Rejected("UNDECODABLE", f"{type(error).__name__}: {error}", found)
+
+
+def _cut(value: bytes, partition: int) -> list[Half]:
+    header, position = _header(value)
+    if header.partition != partition:
+        raise _BadBatchError("WRONG_PARTITION", f"the batch says {header.partition}, it was in {partition}")
+    sizes, position = _sizes(value, position)
+    count, position = avro.read_long(value, position) if sizes else (0, position)
+    if count != len(sizes):
+        raise _BadBatchError("INCONSISTENT_SIZES", f"{len(sizes)} sizes, {count} events")
+    halves = []
+    match = _EVENT.match
+    for index, size in enumerate(sizes):
+        end = position + size
+        found = match(value, position, end)
+        if found is None or found.end() != end:
+            raise _BadBatchError("INCONSISTENT_SIZES", f"event {index} does not fill its {size} bytes")
+        halves.append(
+            Half(
+                header,
+                index,
+                value[position:end],
+                found.start(1) - position,
+                found.start(2) - position,
+                found.start(3) - position,
+            )
+        )
+        position = end
+    if value[position:] != b"\x00":
+        raise _BadBatchError(
+            "INCONSISTENT_SIZES", f"{len(value) - position} bytes where the array should end"
+        )
+    return halves
+
+
+def _header(value: bytes) -> tuple[Header, int]:
+    cluster, position = avro.read_text(value, codec.PREFIX_BYTES)
+    node, position = avro.read_text(value, position)
+    boot_id, position = avro.read_text(value, position)
+    producer_epoch, position = avro.read_long(value, position)
+    partition, position = avro.read_long(value, position)
+    sequence, position = avro.read_long(value, position)
+    key_id, position = avro.read_long(value, position)
+    _offset, position = avro.read_long(value, position)
+    clock_error_us, position = avro.read_long(value, position)
+    header = Header(cluster, node, boot_id, producer_epoch, partition, sequence, key_id, clock_error_us)
+    return header, position
+
+
+def _sizes(value: bytes, position: int) -> tuple[list[int], int]:
+    """Return event_sizes and the position after it; only one block of a plain positive count is expected."""
+    count, position = avro.read_long(value, position)
+    if not 0 <= count <= len(value):
+        raise _BadBatchError("INCONSISTENT_SIZES", f"event_sizes has a block of {count}")
+    sizes = []
+    for _ in range(count):
+        byte = value[position]
+        if byte < 0x80:  # noqa: PLR2004 (the continuation bit)
+            size, position = byte >> 1, position + 1
+        elif value[position + 1] < 0x80:  # noqa: PLR2004
+            size, position = (byte & 0x7F | value[position + 1] << 7) >> 1, position + 2
+        else:
+            size, position = avro.read_long(value, position)
+        sizes.append(size)
+    if count:
+        end, position = avro.read_long(value, position)
+        if end != 0:
+            raise _BadBatchError("INCONSISTENT_SIZES", "event_sizes comes in more than one block")
+    return sizes, position
+
+
+def _rewrite(value: bytes, writer: object) -> bytes:
+    """Return the batch in our own schema and with sizes of our own encoding; the slow path."""
+    record = codec.decode(catalog.RAW.schema, value, writer)
+    event_schema = next(field for field in codec.parsed("RawBatch")["fields"] if field["name"] == "events")
+    sizes = []
+    for event in record["events"]:
+        out = io.BytesIO()
+        fastavro.schemaless_writer(out, event_schema["type"]["items"], event)
+        sizes.append(out.tell())
+    record["event_sizes"] = sizes
+    return codec.encode(catalog.RAW.schema, record, catalog.RAW.schema_id)

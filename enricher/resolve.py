@@ -1,0 +1,149 @@
+"""Names one side of a flow: which pod, node, Service or network it was, at the time of the event.
+
+Pure: asks a `History` and the configured networks, never Kafka and never "now". Called by `flow`. An answer
+that more metadata could better is marked `provisional`; `engine` decides how long it may wait.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from enricher.networks import scope
+from enricher.raw import CONTAINER_ID, LOCAL, OWNER_AT, POD_UID
+
+if TYPE_CHECKING:
+    from enricher.history import History, Ownership, Pod
+    from enricher.networks import Networks
+    from enricher.raw import Half
+
+NO_POD = b"\x00" * 16
+NO_CONTAINER = b"\x00" * 32
+_OWNERS_KNOWN = frozenset((4, 6))  # PROCESS, CGROUP as they stand in the bytes
+_CACHE = 100_000
+
+
+@dataclass(frozen=True, eq=False)
+class Resolution:
+    """What is known of one side; equal arguments give the same object, so that it can key a cache.
+
+    Attributes:
+        kind: as in Flow's client_resolution.
+        reason: as in Flow's client_reason.
+        candidates: pods that may have owned the address; None unless IP_AMBIGUOUS.
+        pod: the pod; None unless the kind names one.
+        container_id: 32 bytes, zeros when the side's own kernel named none.
+        node: node it runs on; None when it is not known to run in the cluster.
+        provisional: whether metadata that is still to come could better the answer.
+    """
+
+    kind: str
+    reason: str | None
+    candidates: int | None
+    pod: Pod | None
+    container_id: bytes
+    node: str | None
+    provisional: bool
+
+    @property
+    def in_cluster(self) -> bool | None:
+        """Whether the side runs in the cluster; None when that is not known."""
+        if self.kind == "UNRESOLVED":
+            return True if self.node else None
+        return self.kind != "EXTERNAL"
+
+
+@lru_cache(maxsize=_CACHE)
+def resolution(
+    kind: str,
+    *,
+    reason: str | None = None,
+    candidates: int | None = None,
+    pod: Pod | None = None,
+    container_id: bytes = NO_CONTAINER,
+    node: str | None = None,
+    provisional: bool = False,
+) -> Resolution:
+    """Return the one Resolution of these arguments."""
+    return Resolution(kind, reason, candidates, pod, container_id, node, provisional)
+
+
+EXTERNAL = resolution("EXTERNAL")
+SERVICE_ONLY = resolution("SERVICE_ONLY")
+LATE = resolution("UNRESOLVED", reason="METADATA_LATE", provisional=True)
+NO_OWNER = resolution("UNRESOLVED", reason="NO_OWNER_AT_TIME")
+
+
+class Resolver:
+    """Answers for one cluster."""
+
+    def __init__(self, known: History, networks: Networks) -> None:
+        self._history = known
+        self._networks = networks
+
+    def own(self, half: Half, time_us: int) -> Resolution:
+        """Return who the half's own side was: by its cgroup, else as a process of its node, else by address."""
+        data = half.data
+        identity = data[POD_UID]
+        node = half.header.node
+        if identity != NO_POD:
+            return self._by_identity(identity, data[CONTAINER_ID], node)
+        if data[OWNER_AT] in _OWNERS_KNOWN:
+            return resolution("NODE", node=node)
+        found = self.at(data[LOCAL], time_us)
+        if found.kind in {"EXTERNAL", "UNRESOLVED"}:
+            reason = found.reason or "NO_OWNER_AT_TIME"
+            return resolution("UNRESOLVED", reason=reason, node=node, provisional=found.provisional)
+        return found
+
+    def _by_identity(self, identity: bytes, container_id: bytes, node: str) -> Resolution:
+        pod = self._history.pod(identity, node)
+        if pod is None:
+            return resolution("UNRESOLVED", reason="UNKNOWN_POD_UID", node=node, provisional=True)
+        if pod.node != node:
+            return resolution("UNRESOLVED", reason="NODE_MISMATCH", provisional=pod.node is None)
+        return resolution("SOCKET", pod=pod, container_id=container_id, node=node)
+
+    def at(self, address: bytes, time_us: int) -> Resolution:
+        """Return who had an address at a time, as far as metadata reaches."""
+        node = self._history.node(address, time_us)
+        if node is not None:
+            return resolution("NODE", node=node)
+        where, inside = scope(address), self._networks.in_cluster(address)
+        if where == "LOOPBACK":
+            return NO_OWNER
+        if where == "LINK_LOCAL" or inside is False:
+            return EXTERNAL
+        until_us = self._history.pods_complete_until_us
+        if until_us is None or until_us < time_us:
+            return LATE
+        owners = self._history.owners(address, time_us)
+        if owners:
+            return _among(owners, time_us)
+        return NO_OWNER if inside or self._history.is_pod_address(address) else EXTERNAL
+
+
+def _among(owners: list[Ownership], time_us: int) -> Resolution:
+    """Return the one sure owner; else the doubt, naming a pod only when no other comes into question."""
+    sure = [owner.pod for owner in owners if owner.from_latest_us <= time_us < owner.to_earliest_us]
+    if len(sure) == 1:
+        return resolution("IP_AT_TIME", pod=sure[0], node=sure[0].node)
+    if len(owners) == 1:
+        pod = owners[0].pod
+        return resolution("IP_AMBIGUOUS", reason="UNCERTAIN_BAND", candidates=1, pod=pod, node=pod.node)
+    return resolution("IP_AMBIGUOUS", reason="SEVERAL_OWNERS", candidates=len(owners))
+
+
+def direction(client: Resolution, server: Resolution) -> str:
+    """Return Flow's direction of two resolved sides.
+
+    NODE_LOCAL is between processes of one node, outside pods; pods on one node talk INTERNAL.
+    """
+    client_inside, server_inside = client.in_cluster, server.in_cluster
+    if client_inside is None or server_inside is None or not (client_inside or server_inside):
+        return "UNKNOWN"
+    if client_inside and server_inside:
+        local = client.kind == server.kind == "NODE" and client.node == server.node
+        return "NODE_LOCAL" if local else "INTERNAL"
+    return "EGRESS" if client_inside else "INGRESS"

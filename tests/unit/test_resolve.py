@@ -1,0 +1,236 @@
+"""Who a side was, as of the time of the event."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from enricher import raw, resolve
+from enricher.history import History
+from enricher.networks import Networks
+from enricher.resolve import Resolver, direction, resolution
+from schemas import catalog
+from schemas.registry import CatalogIds
+from tests import halves
+from tests.halves import NOW_US
+
+SECOND_US = 1_000_000
+
+
+def half(**changes: Any) -> raw.Half:
+    """Return the CONNECT half of pod 1 with changes."""
+    value = halves.batch([halves.event("CONNECT", "CLIENT", halves.key(1), **changes)])
+    found = raw.cut(value, 0, CatalogIds(), catalog.RAW.schema_id)
+    assert isinstance(found, list)
+    return found[0]
+
+
+def history(*pods: dict[str, Any], complete: bool = True) -> History:
+    """Return a history of these pods, Service shop/api and node-1."""
+    known = History()
+    for pod in pods:
+        known.put_pod(pod["uid"], pod)
+    known.put_service("service-1", halves.service_record())
+    known.put_node("node-1-uid", halves.node_record())
+    if complete:
+        known.complete_until("pods", NOW_US + SECOND_US)
+    return known
+
+
+def resolver(known: History, cluster: tuple[str, ...] = ()) -> Resolver:
+    """Return a resolver with these cluster ranges."""
+    return Resolver(known, Networks({}, cluster))
+
+
+def band(pod: int, address: str, *edges: int | None) -> dict[str, Any]:
+    """Return a pod whose ownership of an address has these four edges, in seconds from now."""
+    names = ("from_earliest_us", "from_latest_us", "to_earliest_us", "to_latest_us")
+    times = {
+        name: None if edge is None else NOW_US + edge * SECOND_US
+        for name, edge in zip(names, edges, strict=True)
+    }
+    return halves.pod_record(pod) | {"addresses": [{"address": address, **times}]}
+
+
+def test_own_cgroup_names_the_pod_and_container() -> None:
+    """A pod UID from the side's own cgroup beats everything else."""
+    found = resolver(history(halves.pod_record(1, "10.0.0.1"))).own(half(), NOW_US)
+    assert (found.kind, found.pod and found.pod.name, found.node) == ("SOCKET", "pod-1", "node-1")
+    assert found.container_id == halves.container_id(1)
+
+
+def test_unknown_pod_uid_is_provisional_and_not_looked_up_by_address() -> None:
+    """A pod that metadata does not know yet is worth waiting for; its address's owner would be another pod."""
+    found = resolver(history(halves.pod_record(9, "10.0.0.1"))).own(half(), NOW_US)
+    assert (found.kind, found.reason, found.provisional) == ("UNRESOLVED", "UNKNOWN_POD_UID", True)
+
+
+@pytest.mark.parametrize(
+    ("node", "provisional"), [("node-2", False), (None, True)], ids=["other", "unscheduled"]
+)
+def test_pod_of_another_node_is_a_mismatch(node: str | None, provisional: bool) -> None:
+    """A node's word about a pod that is not scheduled on it does not count."""
+    found = resolver(history(halves.pod_record(1, node=node))).own(half(), NOW_US)
+    assert (found.kind, found.reason, found.node) == ("UNRESOLVED", "NODE_MISMATCH", None)
+    assert found.provisional is provisional
+
+
+def test_static_pod_is_found_by_its_config_hash_on_its_node() -> None:
+    """A static pod's cgroup carries the config hash, which stands for the pod of that node only."""
+    hash_ = "a0" + "0" * 29 + "1"
+    there = halves.pod_record(5, config_hash=hash_, node="node-2")
+    here = halves.pod_record(6, config_hash=hash_)
+    found = resolver(history(there, here)).own(half(pod_uid=bytes.fromhex(hash_)), NOW_US)
+    assert (found.kind, found.pod and found.pod.name) == ("SOCKET", "pod-6")
+
+
+def test_process_outside_pods_is_its_node() -> None:
+    """A known owner in no pod is a process of the node, whatever the address."""
+    found = resolver(history()).own(half(pod_uid=resolve.NO_POD), NOW_US)
+    assert (found.kind, found.node) == ("NODE", "node-1")
+
+
+def test_side_without_owner_is_resolved_by_its_address() -> None:
+    """Without an owner the socket's own address decides."""
+    found = resolver(history(halves.pod_record(1, "10.0.0.1"))).own(
+        half(pod_uid=resolve.NO_POD, owner_source="NONE"), NOW_US
+    )
+    assert (found.kind, found.pod and found.pod.name) == ("IP_AT_TIME", "pod-1")
+
+
+def test_observed_side_is_never_external() -> None:
+    """A side whose own node saw it runs on that node, even when nothing else is known."""
+    found = resolver(history()).own(
+        half(pod_uid=resolve.NO_POD, owner_source="NONE", local_address=halves.ip("8.8.8.8")), NOW_US
+    )
+    assert (found.kind, found.reason, found.node) == ("UNRESOLVED", "NO_OWNER_AT_TIME", "node-1")
+
+
+BANDS = [
+    (-9, "IP_AMBIGUOUS", "UNCERTAIN_BAND", "pod-1"),
+    (0, "IP_AT_TIME", None, "pod-1"),
+    (11, "IP_AMBIGUOUS", "UNCERTAIN_BAND", "pod-1"),
+    (13, "IP_AMBIGUOUS", "SEVERAL_OWNERS", None),
+    (15, "IP_AT_TIME", None, "pod-2"),
+]
+
+
+@pytest.mark.parametrize(("second", "kind", "reason", "name"), BANDS, ids=lambda value: str(value))
+def test_reused_address_names_its_owner_at_that_time(
+    second: int, kind: str, reason: str | None, name: str | None
+) -> None:
+    """An address that goes from pod 1 to pod 2 names each in its time, and doubt in between."""
+    known = history(band(1, "10.0.0.7", -10, -5, 10, 14), band(2, "10.0.0.7", 12, 15, 30, 32))
+    known.complete_until("pods", NOW_US + 100 * SECOND_US)
+    found = resolver(known).at(halves.ip("10.0.0.7"), NOW_US + second * SECOND_US)
+    assert (found.kind, found.reason, found.pod and found.pod.name) == (kind, reason, name)
+
+
+def test_address_of_no_pod_at_that_time_is_unresolved() -> None:
+    """An address that belonged to a pod before is not external, it has no owner now."""
+    found = resolver(history(band(1, "172.16.0.7", -100, -99, -50, -49))).at(halves.ip("172.16.0.7"), NOW_US)
+    assert (found.kind, found.reason, found.provisional) == ("UNRESOLVED", "NO_OWNER_AT_TIME", False)
+
+
+def test_host_network_pod_never_owns_its_address() -> None:
+    """The address of a hostNetwork pod is its node's and names the node."""
+    pod = halves.pod_record(1, "192.168.7.1", host_network=True)
+    assert resolver(history(pod)).at(halves.ip("192.168.7.1"), NOW_US).kind == "NODE"
+
+
+def test_address_before_the_watermark_waits() -> None:
+    """Until the pods topic is complete up to the event, nobody can say who owned an address."""
+    known = history(halves.pod_record(1, "10.0.0.1"), complete=False)
+    found = resolver(known).at(halves.ip("10.0.0.1"), NOW_US)
+    assert (found.reason, found.provisional) == ("METADATA_LATE", True)
+    known.complete_until("pods", NOW_US)
+    assert resolver(known).at(halves.ip("10.0.0.1"), NOW_US).kind == "IP_AT_TIME"
+
+
+def test_address_outside_the_cluster_ranges_is_external_without_metadata() -> None:
+    """With cluster ranges set, an address outside them needs no watermark."""
+    found = resolver(history(complete=False), cluster=("10.0.0.0/8",)).at(halves.ip("8.8.8.8"), NOW_US)
+    assert found.kind == "EXTERNAL"
+
+
+def test_tombstone_forgets_a_pod() -> None:
+    """After a pod's tombstone neither its UID nor its address names it."""
+    known = history(halves.pod_record(1, "172.16.0.1"))
+    known.put_pod(str(halves.uid(1)), None)
+    assert resolver(known).own(half(), NOW_US).reason == "UNKNOWN_POD_UID"
+    assert resolver(known).at(halves.ip("172.16.0.1"), NOW_US).kind == "EXTERNAL"
+    assert known.pods == 0
+
+
+def test_changed_pod_replaces_its_addresses() -> None:
+    """A new state of a pod takes the place of the old one in every index."""
+    known = history(halves.pod_record(1, "10.0.0.1"))
+    known.put_pod(str(halves.uid(1)), halves.pod_record(1, "10.0.0.9"))
+    assert resolver(known).at(halves.ip("10.0.0.9"), NOW_US).kind == "IP_AT_TIME"
+    assert resolver(known).at(halves.ip("10.0.0.1"), NOW_US).kind == "UNRESOLVED"
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "via"),
+    [
+        ("10.96.0.10", 80, "CLUSTER_IP"),
+        ("192.168.7.1", 30080, "NODE_PORT"),
+        ("203.0.113.5", 80, "EXTERNAL_IP"),
+    ],
+)
+def test_service_is_found_by_each_kind_of_address(address: str, port: int, via: str) -> None:
+    """Cluster IP, external IP and node port lead to the same Service."""
+    known = history()
+    known.put_service("service-1", halves.service_record(external_ips=["203.0.113.5", "lb.example"]))
+    found = known.service(halves.ip(address), port, NOW_US)
+    assert found is not None
+    assert (found.namespace, found.service, found.port_name, found.via) == ("shop", "api", "http", via)
+
+
+def test_service_is_asked_as_of_the_event() -> None:
+    """A Service that was deleted before, or another port, is no answer."""
+    known = history()
+    assert known.service(halves.ip("10.96.0.10"), 81, NOW_US) is None
+    assert known.service(halves.ip("8.8.8.8"), 30080, NOW_US) is None
+    known.put_service("service-1", halves.service_record(valid_to_us=NOW_US))
+    assert known.service(halves.ip("10.96.0.10"), 80, NOW_US - 1) is not None
+    assert known.service(halves.ip("10.96.0.10"), 80, NOW_US) is None
+
+
+def test_longest_named_range_wins() -> None:
+    """The most specific configured range names an address, IPv4 and IPv6 alike."""
+    networks = Networks(
+        {"all": ["0.0.0.0/0", "::/0"], "office": ["203.0.113.0/24"], "vpn": ["203.0.113.64/26"]}
+    )
+    assert networks.name(halves.ip("203.0.113.70")) == "vpn"
+    assert networks.name(halves.ip("203.0.113.1")) == "office"
+    assert networks.name(halves.ip("198.51.100.1")) == "all"
+    assert networks.name(bytes.fromhex("20010db8" + "0" * 24)) == "all"
+    assert Networks({}).name(halves.ip("203.0.113.1")) is None
+
+
+INSIDE = resolution("SOCKET", node="node-1")
+NODE = resolution("NODE", node="node-1")
+OTHER_NODE = resolution("NODE", node="node-2")
+UNKNOWN = resolution("UNRESOLVED", reason="METADATA_LATE")
+
+
+@pytest.mark.parametrize(
+    ("client", "server", "expected"),
+    [
+        (INSIDE, resolve.SERVICE_ONLY, "INTERNAL"),
+        (INSIDE, resolve.EXTERNAL, "EGRESS"),
+        (resolve.EXTERNAL, INSIDE, "INGRESS"),
+        (NODE, NODE, "NODE_LOCAL"),
+        (NODE, OTHER_NODE, "INTERNAL"),
+        (NODE, INSIDE, "INTERNAL"),
+        (INSIDE, UNKNOWN, "UNKNOWN"),
+        (resolve.EXTERNAL, resolve.EXTERNAL, "UNKNOWN"),
+    ],
+)
+def test_direction_is_seen_from_the_cluster(
+    client: resolve.Resolution, server: resolve.Resolution, expected: str
+) -> None:
+    """Direction follows from which ends run in the cluster."""
+    assert direction(client, server) == expected
