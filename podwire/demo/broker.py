@@ -1,7 +1,7 @@
 """A real Apache Kafka on loopback from the jars in build/kafka (KRaft, one process), for demo and tests.
 
 Owns the broker's process and data folder. Never creates topics. Where a Docker engine has Kafka's image,
-the demo and the tests use that instead.
+the demo (`podwire.demo.compose`) and the tests use that instead.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
+
+from podwire.demo.errors import BrokerError
 
 ROOT = Path(__file__).parents[2]
 JARS = ROOT / "build" / "kafka" / "libs"
@@ -41,10 +43,6 @@ group.initial.rebalance.delay.ms=0
 auto.create.topics.enable=false
 log.segment.delete.delay.ms=1000
 """
-
-
-class BrokerError(RuntimeError):
-    """The broker did not start; the message ends with what its log says."""
 
 
 def free_port() -> int:
@@ -90,7 +88,12 @@ class Broker:
                 raise BrokerError(f"Kafka's storage could not be formatted: {done.stdout}{done.stderr}")
         with (self._folder / "kafka.log").open("ab") as log:
             self._process = subprocess.Popen(
-                self._java("kafka.Kafka", str(properties)), stdout=log, stderr=log, start_new_session=True
+                # Whatever ends the thread that starts the broker ends the broker.
+                ["setpriv", "--pdeathsig", "KILL", "--", *self._java("kafka.Kafka", str(properties))],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         self._await_answer()
 

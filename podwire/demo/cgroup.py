@@ -12,12 +12,10 @@ import signal
 import time
 from pathlib import Path
 
+from podwire.demo.errors import CgroupError
+
 REMOVE_SECONDS_MAX = 10.0
 _POLL_SECONDS = 0.02
-
-
-class CgroupError(RuntimeError):
-    """No mounted cgroup hierarchy takes a folder of ours."""
 
 
 def hierarchies() -> list[Path]:

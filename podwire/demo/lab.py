@@ -20,7 +20,8 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
-from podwire.demo import cgroup, manifest
+from podwire.demo import cgroup, manifest, nat
+from podwire.demo.errors import LabBusyError, LabError
 from podwire.demo.manifest import Port
 
 if TYPE_CHECKING:
@@ -32,14 +33,6 @@ END_SECONDS_MAX = 3.0
 
 # Puts itself into the cgroups, then becomes the program: it never runs outside its pod.
 _ENTER = 'while [ "$1" != -- ]; do echo 0 >"$1/cgroup.procs" || exit 125; shift; done; shift; exec "$@"'
-
-
-class LabError(RuntimeError):
-    """The lab could not be built; the message says which command failed and how."""
-
-
-class LabBusyError(LabError):
-    """A lab of the same name runs already."""
 
 
 def _run(*command: str, stdin: str = "") -> str:
@@ -114,17 +107,6 @@ class Pod:
         )
 
 
-@dataclass(frozen=True)
-class _Service:
-    name: str
-    namespace: str
-    address: str
-    ports: tuple[Port, ...]
-    pods: tuple[Pod, ...]
-    snat_ports: tuple[int, int] | None
-    object: dict[str, Any] = field(repr=False)
-
-
 class Lab:
     """A node of its own with pods and Services; close it, or use it in a `with`.
 
@@ -150,7 +132,8 @@ class Lab:
         self._ipv6 = Path("/proc/sys/net/ipv6").exists()
         self._created = _now()
         self._pods: list[Pod] = []
-        self._services: list[_Service] = []
+        self._services: list[dict[str, Any]] = []
+        self._forwardings: list[nat.Forwarding] = []
         self._started: list[subprocess.Popen[bytes]] = []
         self._number = zlib.crc32(name.encode()) % 256
         self._pod_net, self._service_net = _free_nets(self._number)
@@ -276,13 +259,13 @@ class Lab:
         host = len(self._services) + 10
         address = f"{self._service_net}.{host}" if family == 4 else f"{self._service_net6}{host:x}"  # noqa: PLR2004
         selector = {"app": pods[0].spec.deployment or pods[0].name} if pods else {}
-        object_ = manifest.service(name, namespace, address, ports, selector=selector, created=_now())
-        self._services.append(_Service(name, namespace, address, ports, tuple(pods), snat_ports, object_))
-        self._nft(_rules(self._services))
+        self._services.append(
+            manifest.service(name, namespace, address, ports, selector=selector, created=_now())
+        )
+        backends = tuple(str(pod.ip6 if ":" in address else pod.ip) for pod in pods)
+        self._forwardings.append(nat.Forwarding(address, ports, backends, snat_ports))
+        _run("ip", "netns", "exec", self._netns, "nft", "-f", "-", stdin=nat.rules(self._forwardings))
         return address
-
-    def _nft(self, rules: str) -> None:
-        _run("ip", "netns", "exec", self._netns, "nft", "-f", "-", stdin=rules)
 
     def manifest(self) -> dict[str, Any]:
         """Return the node, its pods and Services as `kubectl get pods,services,nodes -A -o json` would."""
@@ -290,7 +273,7 @@ class Lab:
         return manifest.items(
             [
                 *(manifest.pod(pod.spec) for pod in self._pods),
-                *(service.object for service in self._services),
+                *self._services,
                 manifest.node(self.node, addresses, self._created),
             ]
         )
@@ -358,48 +341,3 @@ def _free_nets(number: int) -> tuple[str, str]:
         )
 
     return f"10.{free(range(244, 192, -1))}.{number}", f"10.{free(range(96, 192))}.{number}"
-
-
-def _rules(services: Sequence[_Service]) -> str:
-    """Return the whole nftables table, as one transaction that replaces the one before."""
-    dnat, snat = [], []
-    for service in services:
-        if not service.pods:
-            continue  # nothing routes its address: the node answers "unreachable"
-        ip = "ip6" if ":" in service.address else "ip"
-        for port in service.ports:
-            to = _backends(service, port, ip)
-            dnat.append(f"{ip} daddr {service.address} tcp dport {port.port} {to}")
-            if port.node_port:
-                dnat.append(
-                    f"meta nfproto ipv{ip.replace('ip', '') or 4} fib daddr type local "
-                    f"tcp dport {port.node_port} {to}"
-                )
-        if service.snat_ports:
-            low, high = service.snat_ports
-            snat.append(
-                f"meta l4proto tcp ct original {ip} daddr {service.address} masquerade to :{low}-{high}"
-            )
-    newline = "\n    "
-    return f"""\
-table inet podwire {{}}
-delete table inet podwire
-table inet podwire {{
-  chain services {{
-    {newline.join(dnat)}
-  }}
-  chain prerouting {{ type nat hook prerouting priority dstnat; jump services; }}
-  chain output {{ type nat hook output priority -100; jump services; }}
-  chain postrouting {{
-    type nat hook postrouting priority srcnat
-    {newline.join(snat)}
-    ct status dnat masquerade
-  }}
-}}
-"""
-
-
-def _backends(service: _Service, port: Port, ip: str) -> str:
-    addresses = [pod.ip6 if ip == "ip6" else pod.ip for pod in service.pods]
-    map_ = ", ".join(f"{index} : {address} . {port.target}" for index, address in enumerate(addresses))
-    return f"dnat {ip} to numgen inc mod {len(addresses)} map {{ {map_} }}"

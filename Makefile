@@ -1,0 +1,49 @@
+# `make` alone prints this file's targets; setup.sh does what is missing, so every target works from nothing.
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+PYTHON_VENV := .venv/bin/python
+OBJECT := build/bpf/podwire.bpf.o
+DEMO_SECONDS ?= 0
+TESTS ?= tests
+MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:2.8:copy-dependencies
+
+.PHONY: help setup bpf kafka demo test lint bench abi clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make demo DEMO_SECONDS=30     ends by itself; its last line is one JSON object"
+	@echo "  make test TESTS=tests/unit    only some tests; PODWIRE_TEST_BOOTSTRAP=host:port uses that Kafka"
+
+setup: ## install what is missing: packages, Python environment, BPF object, Kafka
+	@deploy/setup.sh
+
+bpf: $(OBJECT) ## compile the BPF object
+
+$(OBJECT): $(wildcard bpf/*.c bpf/*.h bpf/Makefile)
+	@$(MAKE) -C bpf
+	@touch $@
+
+kafka: ## fetch Apache Kafka's jars from Maven Central to build/kafka
+	mvn -B -q -f deploy/kafka/pom.xml $(MAVEN_COPY) -DoutputDirectory=$(CURDIR)/build/kafka/libs
+
+demo: setup ## show the whole pipeline on this machine, until Ctrl-C (root)
+	@exec $(PYTHON_VENV) -m podwire demo --seconds $(DEMO_SECONDS)
+
+test: setup ## run all tests (root, for the probes)
+	@exec $(PYTHON_VENV) -m pytest $(TESTS)
+
+lint: setup ## check style, types and import layers
+	$(PYTHON_VENV) -m ruff check .
+	$(PYTHON_VENV) -m ruff format --check .
+	$(PYTHON_VENV) -m mypy
+	.venv/bin/lint-imports
+
+bench: setup ## measure; each file in bench/ prints a table and a JSON line
+	@for file in bench/[a-z]*.py; do echo "== $$file"; $(PYTHON_VENV) $$file || exit 1; done
+
+abi: setup ## generate collector/node/abi.py from the object's BTF
+	@$(MAKE) -C bpf abi
+
+clean: ## remove what was built; the Python environment stays
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
