@@ -1,0 +1,303 @@
+"""Loads, attaches and pins the BPF object: the only module that touches libbpf.
+
+Owns the ctypes signatures, the translation of libbpf's errors, and file descriptors of maps. Never reads a ring
+and never decides which programs run. Called by probes.py and pins.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from collector.errors import (
+    AbiError,
+    CapabilityError,
+    FatalError,
+    MemlockError,
+    ObjectMissingError,
+    VerifierError,
+)
+from collector.node.abi import ABI_VERSION, OPTIONS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LIBBPF = "libbpf.so.1"
+OPTIONS_MAP = b".rodata.options"
+VERIFIER_LOG_BYTES = 1 << 20
+WARNINGS_MAX = 20
+
+_Print = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_POINTER, _INT, _TEXT = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "libbpf_set_print": (_POINTER, [_POINTER]),
+    "libbpf_num_possible_cpus": (_INT, []),
+    "bpf_object__open_file": (_POINTER, [_TEXT, _POINTER]),
+    "bpf_object__next_program": (_POINTER, [_POINTER, _POINTER]),
+    "bpf_object__find_map_by_name": (_POINTER, [_POINTER, _TEXT]),
+    "bpf_object__load": (_INT, [_POINTER]),
+    "bpf_object__close": (None, [_POINTER]),
+    "bpf_program__name": (_TEXT, [_POINTER]),
+    "bpf_program__set_autoload": (_INT, [_POINTER, ctypes.c_bool]),
+    "bpf_program__set_log_buf": (_INT, [_POINTER, _POINTER, ctypes.c_size_t]),
+    "bpf_program__attach": (_POINTER, [_POINTER]),
+    "bpf_map__initial_value": (_POINTER, [_POINTER, ctypes.POINTER(ctypes.c_size_t)]),
+    "bpf_map__set_max_entries": (_INT, [_POINTER, ctypes.c_uint32]),
+    "bpf_map__fd": (_INT, [_POINTER]),
+    "bpf_link__fd": (_INT, [_POINTER]),
+    "bpf_link__destroy": (_INT, [_POINTER]),
+    "bpf_obj_pin": (_INT, [_INT, _TEXT]),
+    "bpf_obj_get": (_INT, [_TEXT]),
+    "bpf_map_lookup_elem": (_INT, [_INT, _POINTER, _POINTER]),
+}
+_warnings: list[str] = []
+
+
+def _keep_warning(level: int, form: bytes, arguments: int | None) -> int:
+    """Keep libbpf's warnings instead of letting them go to stderr; `arguments` is a va_list."""
+    if level == 0:
+        text = ctypes.create_string_buffer(1024)
+        ctypes.CDLL(None).vsnprintf(text, ctypes.c_size_t(1024), form, ctypes.c_void_p(arguments))
+        _warnings.append(text.value.decode(errors="replace").strip())
+        del _warnings[:-WARNINGS_MAX]
+    return 0
+
+
+_KEEP_WARNING = _Print(_keep_warning)
+
+
+@cache
+def _libbpf() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(LIBBPF, use_errno=True)
+    except OSError as error:
+        raise ObjectMissingError(
+            f"{LIBBPF} can't be loaded ({error}).", "install it: apt-get install libbpf1."
+        ) from error
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    library.libbpf_set_print(_KEEP_WARNING)
+    return library
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """What to load and how.
+
+    Attributes:
+        object_path: the compiled object.
+        programs: names of the programs to load; all others are left out.
+        map_entries: max_entries by map name; bytes for rings.
+        options: read-only options by member of struct podwire_options.
+    """
+
+    object_path: Path
+    programs: tuple[str, ...]
+    map_entries: dict[str, int]
+    options: dict[str, int]
+
+
+class BpfObject:
+    """An object that is loaded into the kernel; programs are attached by `attach`."""
+
+    def __init__(self, plan: LoadPlan) -> None:
+        """Open, configure and load.
+
+        Raises:
+            ObjectMissingError: no object at the path, or it can't be read.
+            AbiError: the object was built for another ABI.
+            VerifierError, MemlockError, CapabilityError: the kernel refused it.
+        """
+        self._library = _libbpf()
+        self._links: dict[str, int] = {}
+        if not plan.object_path.is_file():
+            raise ObjectMissingError(
+                f"The BPF object {plan.object_path} does not exist.",
+                "build it (make -C bpf), or point PODWIRE_OBJECT to it.",
+            )
+        _warnings.clear()
+        handle = self._library.bpf_object__open_file(os.fsencode(plan.object_path), None)
+        if not handle:
+            raise ObjectMissingError(
+                f"The BPF object {plan.object_path} can't be opened: {_reason(ctypes.get_errno())}.",
+                "build it again (make -C bpf).",
+            )
+        self._handle = handle
+        self._programs = self._find_programs()
+        try:
+            self._configure(plan)
+            self._load(plan)
+        except FatalError:
+            self.close()
+            raise
+
+    def _find_programs(self) -> dict[str, int]:
+        programs = {}
+        program = self._library.bpf_object__next_program(self._handle, None)
+        while program:
+            programs[self._library.bpf_program__name(program).decode()] = program
+            program = self._library.bpf_object__next_program(self._handle, program)
+        return programs
+
+    def _configure(self, plan: LoadPlan) -> None:
+        for name, program in self._programs.items():
+            self._library.bpf_program__set_autoload(program, name in plan.programs)
+        for name, entries in plan.map_entries.items():
+            self._library.bpf_map__set_max_entries(self._map(name.encode()), entries)
+        size = ctypes.c_size_t()
+        address = self._library.bpf_map__initial_value(self._map(OPTIONS_MAP), ctypes.byref(size))
+        if not address or size.value < OPTIONS.itemsize:
+            raise _abi_error("its options have another size")
+        memory = (ctypes.c_char * OPTIONS.itemsize).from_address(address)
+        options = np.frombuffer(memoryview(memory).cast("B"), OPTIONS, count=1)
+        if options["abi_version"][0] != ABI_VERSION:
+            raise _abi_error(f"it has version {options['abi_version'][0]}")
+        for name, value in plan.options.items():
+            options[name] = value
+
+    def _map(self, name: bytes) -> int:
+        found: int | None = self._library.bpf_object__find_map_by_name(self._handle, name)
+        if not found:
+            raise _abi_error(f"it has no map {name.decode()}")
+        return found
+
+    def _load(self, plan: LoadPlan) -> None:
+        logs = {name: ctypes.create_string_buffer(VERIFIER_LOG_BYTES) for name in plan.programs}
+        for name, log in logs.items():
+            self._library.bpf_program__set_log_buf(self._programs[name], log, VERIFIER_LOG_BYTES)
+        code = -self._library.bpf_object__load(self._handle)
+        if code:
+            raise _load_error(code, {name: log.value.decode(errors="replace") for name, log in logs.items()})
+        for name in plan.programs:
+            self._library.bpf_program__set_log_buf(self._programs[name], None, 0)
+
+    def map_descriptor(self, name: str) -> int:
+        """Return the map's file descriptor, which belongs to this object."""
+        descriptor: int = self._library.bpf_map__fd(self._map(name.encode()))
+        return descriptor
+
+    def attach(self, program: str) -> None:
+        """Attach one program to the hook that its section names; it stays until `close`.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        _warnings.clear()
+        link = self._library.bpf_program__attach(self._programs[program])
+        if not link:
+            code = ctypes.get_errno()
+            raise OSError(code, f"can't attach {program}: {_reason(code)}")
+        self._links[program] = link
+
+    def pin_links(self, folder: Path) -> None:
+        """Pin every link as `link_<program>`: the programs then outlive this process.
+
+        Raises:
+            OSError: not on a bpffs, or a link that can't be pinned (perf events before kernel 5.15).
+        """
+        for program, link in self._links.items():
+            pin(self._library.bpf_link__fd(link), folder / f"link_{program}")
+
+    def detach(self) -> None:
+        """Drop the links: programs stop, unless their links are pinned."""
+        for link in self._links.values():
+            self._library.bpf_link__destroy(link)
+        self._links.clear()
+
+    def close(self) -> None:
+        """Drop links and maps; what is pinned goes on."""
+        self.detach()
+        self._library.bpf_object__close(self._handle)
+
+
+def pin(descriptor: int, path: Path) -> None:
+    """Pin a map or a link; raises OSError if the kernel refuses."""
+    if _libbpf().bpf_obj_pin(descriptor, os.fsencode(path)) < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"can't pin {path}: {os.strerror(code)}")
+
+
+def open_pinned(path: Path) -> int:
+    """Return a file descriptor of a pinned map, which the caller closes; raises OSError if there is none."""
+    descriptor: int = _libbpf().bpf_obj_get(os.fsencode(path))
+    if descriptor < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"can't open {path}: {os.strerror(code)}")
+    return descriptor
+
+
+def sum_over_cpus(descriptor: int, entries: int) -> list[int]:
+    """Return the sums over all CPUs of a per-CPU array of u64."""
+    values = np.zeros(_libbpf().libbpf_num_possible_cpus(), "<u8")
+    sums = []
+    for index in range(entries):
+        key = ctypes.c_uint32(index)
+        code = _libbpf().bpf_map_lookup_elem(descriptor, ctypes.byref(key), values.ctypes.data)
+        assert code == 0, os.strerror(-code)
+        sums.append(int(values.sum()))
+    return sums
+
+
+# ---- libbpf's errors in our words ----
+
+
+def _reason(code: int) -> str:
+    warning = _warnings[-1].removeprefix("libbpf: ") if _warnings else ""
+    return f"{os.strerror(code)} ({warning})" if warning else os.strerror(code)
+
+
+def _abi_error(how: str) -> AbiError:
+    return AbiError(
+        f"The BPF object was built for another ABI than version {ABI_VERSION}: {how}.",
+        "build object and collector from the same source (make -C bpf abi).",
+    )
+
+
+def last_useful_line(log: str) -> str:
+    """Return the verifier's verdict: its last line that is neither statistics nor empty."""
+    skipped = (
+        "processed ",
+        "verification time",
+        "stack depth",
+        "-- ",
+        "max_states",
+        "peak_states",
+        "mark_read",
+    )
+    lines = [line.strip() for line in log.splitlines()]
+    useful = [line for line in lines if line and not line.startswith(skipped)]
+    return useful[-1] if useful else ""
+
+
+def _load_error(code: int, logs: dict[str, str]) -> FatalError:
+    if code == errno.ENOMEM:
+        return MemlockError(
+            f"The kernel refused memory for the maps: {_reason(code)}.",
+            "make ring_bytes or sockets_max smaller, or raise the memory limit of the container.",
+        )
+    for program, log in logs.items():
+        if verdict := last_useful_line(log):
+            return VerifierError(
+                f"The kernel's verifier refused {program}: {verdict}",
+                "report it with the kernel's version; choosing another tier may help.",
+            )
+    if code == errno.EPERM and not any("prog" in warning for warning in _warnings):
+        return MemlockError(
+            f"The kernel refused to make maps: {_reason(code)}.",
+            "on kernels before 5.11 set RLIMIT_MEMLOCK to unlimited or add CAP_SYS_RESOURCE.",
+        )
+    if code in {errno.EPERM, errno.EACCES}:
+        return CapabilityError(
+            f"The kernel refused to load the programs: {_reason(code)}.",
+            "run as root, and check that lockdown or a security module does not forbid BPF.",
+        )
+    return VerifierError(
+        f"The BPF object can't be loaded: {_reason(code)}.", "report it with the kernel's version."
+    )
