@@ -68,7 +68,7 @@ has_libbpf() { ldconfig -p 2>/dev/null | grep -q 'libbpf\.so\.1 '; }
 
 java_is_new() {
     local version
-    version=$(java -version 2>&1 | sed -n '1s/.*"\([0-9]*\).*/\1/p') || return 1
+    version=$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p') || return 1
     [ "${version:-0}" -ge 17 ] 2>/dev/null
 }
 
