@@ -23,6 +23,9 @@ __all__ = ["KafkaError", "KafkaException", "Message", "producer", "read_to_end",
 
 IN_FLIGHT_KBYTES_MAX = 65_536
 RETRY_SECONDS = 1.0
+TRANSACTION_MS_MAX = (
+    900_000  # the most that a broker allows unless told otherwise (transaction.max.timeout.ms)
+)
 
 
 class Message(Protocol):
@@ -66,7 +69,12 @@ def producer(bootstrap: str, client_id: str, *, transactional_id: str | None = N
         "log_level": 2,
     }
     if transactional_id is not None:
-        config |= {"transactional.id": transactional_id, "message.timeout.ms": 60_000}
+        # A broker that was away longer than the transaction's timeout would come back with us fenced.
+        config |= {
+            "transactional.id": transactional_id,
+            "message.timeout.ms": 60_000,
+            "transaction.timeout.ms": TRANSACTION_MS_MAX,
+        }
     return Producer(config, error_cb=_raise_when_fatal)
 
 
@@ -90,8 +98,8 @@ def wait_for_topic(
     while True:
         try:
             metadata = admin.list_topics(topic.name, timeout=5)
-        except KafkaException as error:
-            wait(f"Kafka at {bootstrap} ({error.args[0].str()})")
+        except KafkaException:
+            wait(f"Kafka at {bootstrap}")
             continue
         found = metadata.topics[topic.name]
         if found.error is not None or not found.partitions:

@@ -1,0 +1,246 @@
+"""The node collector's loop: ring to batches to Kafka, with reports and metrics.
+
+Owns the order of work and the counts; everything it touches is handed in, so it runs without kernel and broker.
+Never waits: `run` waits between turns. Called by `node.run` and bench/collector.py.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import structlog
+
+from collector.node import report
+from collector.node.abi import EVENT
+from collector.node.clock import ClockOffset, measure
+from collector.node.metrics import Snapshot
+from collector.node.publish import Ring
+from schemas.catalog import COLLECTOR
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from collector.node.batches import Batcher
+    from collector.node.columns import Events, Origin, Owners
+    from collector.node.metrics import Metrics
+    from collector.node.publish import Producer, Publisher
+    from collector.node.spool import Spool
+
+RECORDS_MAX = 8192  # per turn: what is encoded together should fit a CPU's cache
+RING_SHARE_PER_TURN = 1 / 16  # read before this share of the ring has filled again
+RING_RECORD_BYTES = EVENT.itemsize + 8
+SNAPSHOT_SECONDS = 1.0
+STALLED_SECONDS = 60.0
+FINISH_POLL_SECONDS = 0.05
+LAST_REPORT_SECONDS = 3.0
+
+log = structlog.get_logger()
+
+
+class EventRing(Ring, Protocol):
+    """The ring as the publisher needs it, and how far it was read."""
+
+    @property
+    def read_position(self) -> int:
+        """First byte that has not been read."""
+
+    def producer_position(self) -> int:
+        """Return the first byte that the kernel has not reserved."""
+
+
+class Cgroups(Protocol):
+    """What is known about cgroups and network namespaces, always ahead of the events."""
+
+    def owners_of(self, events: Events) -> Owners:
+        """Return who owns each event."""
+
+
+class Probes(Protocol):
+    """The kernel half, attached."""
+
+    @property
+    def events(self) -> EventRing:
+        """The events ring."""
+
+    @property
+    def cgroups(self) -> Cgroups:
+        """The owners."""
+
+    def read(self, records_max: int) -> Events:
+        """Return the next events, at most `records_max`."""
+
+    def counters(self) -> dict[str, int]:
+        """Return attempted, untracked and `lost_<reason>` since the probes were loaded."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often: seconds between two readings of the ring at most, and between two reports."""
+
+    flush_interval_s: float
+    report_interval_s: float
+
+
+class NodeCollector:
+    """The loop of one collector after everything was opened.
+
+    Attributes:
+        received: events read from the ring.
+    """
+
+    def __init__(
+        self, probes: Probes, publisher: Publisher, spool: Spool, metrics: Metrics, pace: Pace
+    ) -> None:
+        self._probes, self._publisher, self._spool = probes, publisher, spool
+        self._metrics, self._pace = metrics, pace
+        self._batcher: Batcher | None = None
+        self._reporter: Reporter | None = None
+        self._clock = measure()
+        self._report_due_s = self._snapshot_due_s = 0.0
+        self._turned_s = time.monotonic()
+        self.received = 0
+
+    def start_reading(self, batcher: Batcher, reporter: Reporter) -> None:
+        """Read the ring from now on; until then events wait in it."""
+        self._batcher, self._reporter = batcher, reporter
+
+    def turn(self, now_s: float) -> float:
+        """Do one round of work at monotonic time `now_s`; return the seconds that the next one may wait.
+
+        KafkaFatalError when Kafka refuses us for good.
+        """
+        read = self._read(now_s)
+        self._publisher.turn(now_s)
+        if now_s >= self._snapshot_due_s:
+            self._snapshot_due_s = now_s + SNAPSHOT_SECONDS
+            self._metrics.update(self._snapshot())
+        if self._reporter is not None and self._publisher.is_open and now_s >= self._report_due_s:
+            self._report_due_s = now_s + self._pace.report_interval_s
+            self._reporter.send(self.counts(), self._clock, last=False)
+        elapsed_s, self._turned_s = now_s - self._turned_s, now_s
+        ring_records = self._probes.events.size_bytes / RING_RECORD_BYTES
+        return next_turn_s(self._pace.flush_interval_s, read, elapsed_s, ring_records)
+
+    def is_reading(self) -> bool:
+        """Return whether `start_reading` was called."""
+        return self._batcher is not None
+
+    def _read(self, now_s: float) -> int:
+        """Read a slice of the ring and submit its batches; return its number of events."""
+        if self._batcher is None:
+            return 0
+        events = self._probes.read(RECORDS_MAX)
+        if len(events):
+            self.received += len(events)
+            self._metrics.flush_events.observe(len(events))
+            self._clock = measure()
+            owners = self._probes.cgroups.owners_of(events)
+            batches = self._batcher.batches(events, owners, self._clock)
+            self._publisher.submit(batches, self._probes.events.read_position, now_s)
+        return len(events)
+
+    def unread_bytes(self) -> int:
+        """Return how much of the ring was not read."""
+        events = self._probes.events
+        return events.producer_position() - events.read_position
+
+    def counts(self) -> report.Counts:
+        """Return what happened so far."""
+        totals = self._publisher.totals
+        return report.Counts(
+            kernel=self._probes.counters(),
+            received=self.received,
+            published=totals.published,
+            spooled=self._spool.waiting_events,
+            batches=dict(totals.batches),
+        )
+
+    def _snapshot(self) -> Snapshot:
+        totals, ring = self._publisher.totals, self._probes.events
+        return Snapshot(
+            counts=self.counts(),
+            spool_written=totals.spooled,
+            spool_unreadable=totals.unreadable,
+            spool_unreadable_files=self._spool.unreadable_files,
+            spool_used_bytes=self._spool.used_bytes,
+            retries=totals.retries,
+            ring_use_ratio=ring.used_bytes() / ring.size_bytes,
+            clock_error_us=self._clock.error_us,
+        )
+
+    def finish(self, deadline_s: float, wait: Callable[[float], None]) -> int:
+        """Read and publish what is in the ring, spool what Kafka does not take in time, send a last report.
+
+        `wait` takes seconds and lets acknowledgements in; `deadline_s` is monotonic time. Returns the events that
+        are neither in Kafka nor on disk: they are lost unless their ring is pinned.
+        """
+        end = self._probes.events.producer_position()
+        while self._batcher is not None and self._probes.events.read_position < end:
+            before = self._probes.events.read_position
+            self.turn(time.monotonic())
+            if self._probes.events.read_position == before:  # a record that its CPU never finished
+                break
+        self._batcher = None
+        while not self._publisher.idle() and time.monotonic() < deadline_s:
+            self._publisher.turn(time.monotonic())
+            wait(FINISH_POLL_SECONDS)
+        if self._reporter is not None and self._publisher.is_open and self._publisher.idle():
+            self._reporter.send(self.counts(), self._clock, last=True)
+            until_s = time.monotonic() + LAST_REPORT_SECONDS
+            while self._reporter.waiting() and time.monotonic() < until_s:
+                wait(FINISH_POLL_SECONDS)
+        left = self._publisher.finish() + self.unread_bytes() // RING_RECORD_BYTES
+        log.info("finished", **asdict(self.counts()), left=left)
+        return left
+
+    def unhealthy(self) -> str | None:
+        """Return None, or why this process should be restarted: the loop no longer turns. Any thread may ask."""
+        silent_s = time.monotonic() - self._turned_s
+        return f"no turn of the loop for {silent_s:.0f} s" if silent_s > STALLED_SECONDS else None
+
+
+class Reporter:
+    """Sends CollectorReports."""
+
+    def __init__(self, producer: Producer, origin: Origin, tier: str, schema_id: int) -> None:
+        self._producer, self._origin, self._tier, self._schema_id = producer, origin, tier, schema_id
+        self._from_unix_us = origin.producer_epoch
+        self._sent = self._answered = 0
+
+    def waiting(self) -> bool:
+        """Return whether Kafka has not answered all reports yet."""
+        return self._answered < self._sent
+
+    def send(self, counts: report.Counts, clock: ClockOffset, *, last: bool) -> None:
+        """Queue a report of `counts`; where the queue is full the next report speaks for this one too."""
+        now_us = time.time_ns() // 1000
+        interval = report.Interval(self._sent, self._from_unix_us, now_us, clock.error_us, last)
+        value = report.encode(self._schema_id, self._origin, self._tier, counts, interval)
+        try:
+            self._producer.produce(
+                COLLECTOR.name,
+                key=self._origin.node.encode(),
+                value=value,
+                partition=0,
+                on_delivery=self._on_delivery,
+            )
+        except BufferError:
+            log.warning("report_skipped", reason="the producer's queue is full")
+            return
+        self._sent += 1
+        self._from_unix_us = now_us
+
+    def _on_delivery(self, error: Any, _: Any) -> None:
+        self._answered += 1
+        if error is not None:
+            log.warning("report_not_delivered", reason=error.str())
+
+
+def next_turn_s(interval_s: float, read: int, elapsed_s: float, ring_records: float) -> float:
+    """Return the seconds to wait: `interval_s`, or less where at this rate too much of the ring would fill."""
+    if read >= RECORDS_MAX:
+        return 0.0
+    records_per_second = read / max(elapsed_s, 1e-3)
+    return min(interval_s, ring_records * RING_SHARE_PER_TURN / max(records_per_second, 1.0))

@@ -1,0 +1,117 @@
+"""Settings of the node collector: flags over environment over defaults, validated before anything is touched.
+
+Never reads files and never connects. Called by `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from collector.errors import SettingsError
+from schemas.catalog import PARTITIONS_DEFAULT
+
+PREFIX = "PODWIRE_"
+
+
+class Settings(BaseSettings):
+    """What the node collector can be told; each field is also a flag, `--like-this`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    cluster: str = Field(min_length=1, description="name of the cluster, as in every record")
+    node: str = Field(min_length=1, description="name of the Kubernetes node this process runs on")
+    bootstrap: str = Field("127.0.0.1:9092", min_length=1, description="Kafka brokers, host:port,host:port")
+    registry_url: str = Field("", description="schema registry; empty takes the ids fixed in the catalog")
+    key_file: Path = Field(
+        description="file with the cluster's secret, 32 hex digits, the same on every node"
+    )
+    key_id: int = Field(1, ge=0, le=2**31 - 1, description="number of that secret, in every batch")
+    partitions: int = Field(
+        PARTITIONS_DEFAULT, ge=1, le=10_000, description="partition count of the raw topic"
+    )
+    state_dir: Path = Field(Path("/var/lib/podwire"), description="folder for the spool and for cgroup names")
+    pin_dir: Path | None = Field(
+        None,
+        description="folder on a bpffs where maps and links are pinned, so that no event is missed between a "
+        "crash and the next start; empty pins nothing",
+    )
+    keep_probes: bool = Field(
+        False, description="leave pinned probes attached at an orderly end, for an upgrade"
+    )
+    object: Path | None = Field(
+        None, description="BPF object file; empty takes the one built in this checkout"
+    )
+    tier: Literal["auto", "tracepoint", "tp_btf"] = Field(
+        "auto", description="probe tier; auto takes the best"
+    )
+    ring_bytes: int = Field(
+        16 << 20, description="size of the events ring in bytes, a power of two; 16 MiB hold 95,000 events"
+    )
+    names_ring_bytes: int = Field(
+        1 << 20, description="size of the ring of cgroup names in bytes, a power of two"
+    )
+    sockets_max: int = Field(65_536, ge=64, description="connections that the probes follow at the same time")
+    cgroups_max: int = Field(16_384, ge=64, description="cgroups whose names the probes remember having told")
+    filter_loopback: bool = Field(True, description="leave out connections to 127.0.0.0/8 and ::1")
+    flush_interval_ms: int = Field(
+        100,
+        ge=10,
+        le=5000,
+        description="milliseconds between two readings of the ring; shorter when it fills fast",
+    )
+    spool_after_ms: int = Field(
+        2000,
+        ge=0,
+        description="milliseconds without acknowledgement after which a flush is written to the spool",
+    )
+    spool_bytes_max: int = Field(1 << 30, ge=0, description="bound of the spool in bytes; 0 spools nothing")
+    report_interval_s: float = Field(
+        10.0, ge=0.1, description="seconds between two reports of what was collected"
+    )
+    drain_timeout_s: float = Field(
+        10.0,
+        ge=0,
+        description="seconds for Kafka to acknowledge the rest at an orderly end; what is left is spooled",
+    )
+    http_host: str = Field("127.0.0.1", description="address that /metrics and /healthz listen on")
+    http_port: int = Field(0, ge=0, le=65_535, description="their TCP port; 0 takes any free one")
+
+    @field_validator("pin_dir", "object", mode="before")
+    @classmethod
+    def _no_path(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("ring_bytes", "names_ring_bytes")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value < 1 << 12 or value & (value - 1):
+            raise ValueError("must be a power of two of at least 4096")
+        return value
+
+
+def parse(arguments: list[str]) -> Settings:
+    """Return the settings from flags and environment; SettingsError names each wrong one.
+
+    `--help` prints all flags and leaves by SystemExit, as argparse does.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m collector node", description="Publishes the TCP connections of this node."
+    )
+    for name, field in Settings.model_fields.items():
+        default = "required" if field.is_required() else f"default {field.default!s}"
+        text = f"{field.description} [{PREFIX}{name.upper()}; {default}]"
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=text.replace("%", "%%"))
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise SettingsError(
+            f"Settings are wrong: {wrong}.",
+            "set the flag (--like-this) or the variable (PODWIRE_LIKE_THIS); --help lists them all",
+        ) from error
