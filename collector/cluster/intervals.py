@@ -1,0 +1,178 @@
+"""Successive states of one object -> one record with validity and, for pods, address bands.
+
+Pure: values in, values out; time is handed in. Called by `state` for each state seen and for each object gone.
+
+A band says when an address was a pod's: possibly from `from_earliest_us` to `to_latest_us`, surely from
+`from_latest_us` to `to_earliest_us` (which may be empty). Rules, since Kubernetes doesn't publish these moments:
+* The first address can't be older than `status.startTime` (the kubelet sets it before it makes the sandbox) and
+  is there when a container starts, at the latest when the API shows it.
+* A later address came, and the earlier one went, between the last moment the earlier was known, less the lag of
+  pod statuses, and the moment the API shows the change.
+* A pod being deleted may have given its address up since the request; the end stays open until it's gone.
+* A completed pod kept its addresses until its last container ended, and the lag of statuses later has none.
+* A pod that vanished had its addresses when it was last known, and none when it was seen to be gone. (After a
+  forced deletion its processes may live on unseen; the address isn't given to others before they end.)
+Seconds are rounded down by Kubernetes, so a latest bound taken from them has one second added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from collector.cluster.records import SECOND_US
+
+if TYPE_CHECKING:
+    from collector.cluster.records import Kind, PodTimes, Record, Seen
+
+CONTAINERS_FORMER_MAX = 10
+_NOT_STATE = ("observed_unix_us", "resource_version")
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a state was seen.
+
+    Attributes:
+        observed_us: when this state was read, Unix time on the watcher's clock.
+        known_until_us: up to when the kind's earlier states are known completely, on the same clock.
+        status_lag_us: how far a pod's status may be behind its node.
+        retention_us: how long ended bands are kept.
+    """
+
+    observed_us: int
+    known_until_us: int
+    status_lag_us: int
+    retention_us: int
+
+    def known_us(self, previous: Record) -> int:
+        """Return until when `previous` is known to have held."""
+        written_us: int = previous["observed_unix_us"]
+        return min(self.observed_us, max(self.known_until_us, written_us))
+
+
+def advance(previous: Record | None, seen: Seen, moment: Moment) -> Record:
+    """Return the record for an object in its present state; `previous` is what was published last."""
+    first_us = previous["valid_from_us"] if previous else moment.observed_us
+    record = seen.record | {
+        "valid_from_us": first_us if seen.created_us is None else seen.created_us,
+        "valid_to_us": None,
+        "observed_unix_us": moment.observed_us,
+    }
+    if seen.pod is not None:
+        record["addresses"] = _bands(previous, seen.pod, record["valid_from_us"], moment)
+        record["containers"] = _containers(previous, seen.record["containers"])
+        if seen.pod.terminal:
+            record["valid_to_us"] = _completed_us(previous, seen.pod, record["valid_from_us"], moment)
+    return record
+
+
+def close(kind: Kind, previous: Record, moment: Moment) -> Record:
+    """Return the record of an object that isn't there any more."""
+    record = previous | {"observed_unix_us": moment.observed_us}
+    if record["valid_to_us"] is None:
+        record["valid_to_us"] = max(moment.observed_us, record["valid_from_us"])
+    if kind == "pods":
+        known_us = moment.known_us(previous)
+        record["addresses"] = [
+            band if _is_ended(band) else _end(band, _or(band["to_earliest_us"], known_us), moment.observed_us)
+            for band in previous["addresses"]
+        ]
+    return record
+
+
+def differs(previous: Record | None, record: Record) -> bool:
+    """Return whether a record says something new; when it was observed and its version say nothing."""
+    if previous is None:
+        return True
+    return any(previous[name] != value for name, value in record.items() if name not in _NOT_STATE)
+
+
+def _or(value: int | None, otherwise: int) -> int:
+    return otherwise if value is None else value
+
+
+def _is_ended(band: Record) -> bool:
+    return band["to_latest_us"] is not None
+
+
+def _completed_us(previous: Record | None, pod: PodTimes, valid_from_us: int, moment: Moment) -> int:
+    """Return when a completed pod ended: told by its containers, else kept, else when it was seen."""
+    if pod.finished_us is not None:
+        return max(pod.finished_us, valid_from_us)
+    return _or(previous["valid_to_us"] if previous else None, max(moment.observed_us, valid_from_us))
+
+
+def _bands(previous: Record | None, pod: PodTimes, valid_from_us: int, moment: Moment) -> list[Record]:
+    """Return a pod's bands in the order of their beginning, at most one of them open per address."""
+    before = previous["addresses"] if previous else []
+    bands = []
+    for band in before:
+        if not _is_ended(band) and (pod.terminal or band["address"] not in pod.addresses):
+            assert previous is not None
+            band = _gone(band, pod, moment.known_us(previous), moment)  # noqa: PLW2901
+        bands.append(band)
+    held = {band["address"] for band in bands if not _is_ended(band)}
+    known = {band["address"] for band in bands}
+    for address in pod.addresses:
+        if address in held or (pod.terminal and address in known):
+            continue
+        band = _begin(address, before, pod, valid_from_us, moment)
+        bands.append(_gone(band, pod, band["from_earliest_us"], moment) if pod.terminal else band)
+    kept_us = moment.observed_us - moment.retention_us
+    return [
+        band if _is_ended(band) else _terminating(band, pod)
+        for band in bands
+        if not _is_ended(band) or band["to_latest_us"] > kept_us
+    ]
+
+
+def _begin(address: str, before: list[Record], pod: PodTimes, valid_from_us: int, moment: Moment) -> Record:
+    """Return the open band of an address that the API shows for the first time, or again."""
+    earliest_us, latest_us = _or(pod.started_us, valid_from_us), moment.observed_us
+    if before:
+        earliest_us = max(earliest_us, moment.known_until_us - moment.status_lag_us)
+        ends = (band["to_latest_us"] for band in before if band["address"] == address)
+        earliest_us = max([earliest_us, *ends])
+    elif pod.container_started_us is not None:
+        latest_us = min(latest_us, pod.container_started_us + SECOND_US)
+    return {
+        "address": address,
+        "from_earliest_us": earliest_us,
+        "from_latest_us": max(earliest_us, latest_us),
+        "to_earliest_us": None,
+        "to_latest_us": None,
+    }
+
+
+def _terminating(band: Record, pod: PodTimes) -> Record:
+    """Return an open band with the earliest end that a request for deletion sets, if there was one."""
+    if pod.terminating_us is None:
+        return band | {"to_earliest_us": None}
+    return band | {"to_earliest_us": max(band["from_earliest_us"], pod.terminating_us)}
+
+
+def _gone(band: Record, pod: PodTimes, known_us: int, moment: Moment) -> Record:
+    """Return the ended band of an address that a pod no longer has, as it completed or changed its address."""
+    if not pod.terminal:
+        changed_us = known_us - moment.status_lag_us
+        return _end(band, min(changed_us, _or(band["to_earliest_us"], changed_us)), moment.observed_us)
+    if pod.finished_us is None:
+        return _end(band, _or(band["to_earliest_us"], known_us), moment.observed_us)
+    return _end(band, pod.finished_us, pod.finished_us + SECOND_US + moment.status_lag_us)
+
+
+def _end(band: Record, earliest_us: int, latest_us: int) -> Record:
+    """Return a band with both ends set, moved as far as its beginning demands."""
+    earliest_us = max(earliest_us, band["from_earliest_us"])
+    return band | {
+        "to_earliest_us": earliest_us,
+        "to_latest_us": max(latest_us, earliest_us, band["from_latest_us"]),
+    }
+
+
+def _containers(previous: Record | None, present: list[Record]) -> list[Record]:
+    """Return the present containers, then former ones (restarts change the id) so that replays find them."""
+    ids = {one["container_id"] for one in present}
+    former = [one for one in previous["containers"] if one["container_id"] not in ids] if previous else []
+    return present + [one for one in former if one["container_id"]][:CONTAINERS_FORMER_MAX]
