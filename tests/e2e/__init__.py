@@ -1,0 +1,1 @@
+"""The whole pipeline, from connect() to the flow."""

@@ -1,0 +1,1 @@
+"""Kill, cut, stall: nothing may be missing afterwards."""

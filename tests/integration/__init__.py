@@ -1,0 +1,1 @@
+"""One service or command against a real Kafka."""

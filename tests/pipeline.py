@@ -1,0 +1,196 @@
+"""The whole pipeline for tests: an own Kafka, a lab of pods, the three services, and the flows they make.
+
+Called by the fixtures of tests/e2e and tests/fault. Real parts only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import Counter, defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+
+from podwire import topics
+from podwire.demo import mounts
+from podwire.demo.broker import Broker
+from podwire.demo.lab import Lab, Pod
+from podwire.demo.processes import Services
+from podwire.demo.totals import identity
+from podwire.flows import FlowReader
+from schemas.registry import CatalogIds
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Mapping
+
+    from podwire.flows import Flow
+
+TRAFFIC = Path(__file__).with_name("traffic.py")
+SEEN_SECONDS_MAX = 60.0
+
+
+def need_root_and_btf() -> None:
+    """Skip, saying what is missing, where probes can't be attached."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: probes are attached and network namespaces made")
+    if not Path("/sys/kernel/btf/vmlinux").exists():
+        pytest.skip("needs a kernel with BTF (/sys/kernel/btf/vmlinux)")
+
+
+class Pipeline:
+    """Broker, lab and services; use it in a `with`.
+
+    Attributes:
+        flows: distinct flow records seen so far, by identity.
+        repeats: how often an identity came again.
+    """
+
+    def __init__(
+        self, name: str, folder: Path, settings: Mapping[str, str] | None = None, *, restart: bool = True
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self._settings = settings or {}
+        self._restart = restart
+        self._stack = ExitStack()
+        self.flows: dict[tuple[str, str, str, int, int], Flow] = {}
+        self.repeats: Counter[tuple[str, str, str, int, int]] = Counter()
+        self._next: dict[int, int] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _start(self) -> None:
+        self.lab = self._stack.enter_context(Lab(self.name))
+        self.broker = Broker(self.folder / "kafka")
+        self._stack.callback(self.broker.stop)
+        self.broker.start()
+        topics.create(self.broker.bootstrap)
+        pins = self.folder / "pins"
+        pins.mkdir()
+        self._stack.enter_context(mounts.mounted("tracefs", mounts.TRACEFS))
+        assert self._stack.enter_context(mounts.mounted("bpf", pins)), "bpffs could not be mounted"
+        self.manifests = self.folder / "manifests.json"
+        self.write_manifests()
+        self.services = Services(
+            self.folder / "services",
+            bootstrap=self.broker.bootstrap,
+            manifests=self.manifests,
+            node=self.lab.node,
+            cluster=self.name,
+            pin_dir=pins,
+            settings=self._settings,
+            restart=self._restart,
+        )
+        self._stack.callback(self.services.close)
+
+    def write_manifests(self) -> None:
+        """Hand the lab's present objects to the watcher, in one step."""
+        new = self.manifests.with_suffix(".new")
+        new.write_text(json.dumps(self.lab.manifest()))
+        new.rename(self.manifests)
+
+    def run(self) -> None:
+        """Start the services and return when all are healthy."""
+        self.services.start()
+        self.services.wait_healthy()
+
+    def read(self) -> None:
+        """Add the flow records that have come since the last call."""
+        reader = FlowReader(self.broker.bootstrap, CatalogIds())
+        try:
+            bounds = reader.bounds()
+            start = {partition: self._next.get(partition, low) for partition, (low, _) in bounds.items()}
+            end = {partition: high for partition, (_, high) in bounds.items()}
+            for flow in reader.span(start, end):
+                key = identity(flow)
+                if key in self.flows:
+                    self.repeats[key] += 1
+                else:
+                    self.flows[key] = flow
+            assert reader.unreadable == 0
+            self._next = end
+        finally:
+            reader.close()
+
+    def wait_for(
+        self, enough: Callable[[list[Flow]], bool], seconds_max: float = SEEN_SECONDS_MAX
+    ) -> list[Flow]:
+        """Return all flows as soon as `enough(flows)`; fail, showing what there is, after `seconds_max`."""
+        deadline = time.monotonic() + seconds_max
+        while True:
+            self.read()
+            flows = list(self.flows.values())
+            if enough(flows):
+                return flows
+            if time.monotonic() > deadline:
+                kinds = Counter(
+                    (flow["record_type"], flow["observed_by"], flow["client_pod"]) for flow in flows
+                )
+                pytest.fail(f"not seen within {seconds_max:g} s; seen: {dict(kinds)}")
+            time.sleep(0.2)  # the topic is polled: a consumer that stays would hide what a restart repeats
+
+    def of(self, pod: Pod, said: list[dict[str, Any]]) -> dict[int, list[Flow]]:
+        """Return the flow records of the connections that a program in `pod` said it made, by client port."""
+        ports = {one["port"] for one in said}
+        found: dict[int, list[Flow]] = defaultdict(list)
+        for flow in self.flows.values():
+            if flow["client_address"] in (pod.ip, pod.ip6) and flow["client_port"] in ports:
+                found[flow["client_port"]].append(flow)
+        return found
+
+    def settled(
+        self,
+        pod: Pod,
+        said: list[dict[str, Any]],
+        expected: set[tuple[str, str]],
+        seconds_max: float = SEEN_SECONDS_MAX,
+    ) -> dict[int, list[Flow]]:
+        """Wait until each connection has the (record type, observed by) records that are expected, and return them."""
+
+        def enough(_: list[Flow]) -> bool:
+            found = self.of(pod, said)
+            return len(found) == len(said) and all(
+                expected <= {(flow["record_type"], flow["observed_by"]) for flow in flows}
+                for flows in found.values()
+            )
+
+        self.wait_for(enough, seconds_max)
+        return self.of(pod, said)
+
+
+def program(part: str, name: str, port: int, **options: object) -> list[str]:
+    """Return the command line of a program of tests/traffic.py."""
+    more = [text for key, value in options.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+    return [sys.executable, str(TRAFFIC), part, "--name", name, "--port", str(port), *more]
+
+
+def serve(pod: Pod, name: str, port: int) -> subprocess.Popen[bytes]:
+    """Start a server in the pod and return it once it listens."""
+    import subprocess
+
+    server = pod.popen(program("serve", name, port), stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    assert server.stdout.readline() == b"listening\n"
+    return server
+
+
+def said_by(pod: Pod, argv: list[str], seconds_max: float = 120) -> list[dict[str, Any]]:
+    """Run a client in the pod to its end and return the connections it says it made."""
+    done = pod.run(argv, timeout=seconds_max)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
