@@ -6,6 +6,7 @@ reads what they publish. Called by `podwire.demo.run` and by the tests that kill
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -17,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,8 +33,8 @@ HEALTHY_SECONDS_MAX = 90.0
 STOP_SECONDS_MAX = 30.0
 PAUSE_SECONDS_MIN = 0.5
 PAUSE_SECONDS_MAX = 30.0
+RESTARTS_MAX = 3
 _POLL_SECONDS = 0.1
-_TAIL_CHARACTERS = 2000
 
 # The collector's exit codes that no restart mends: capabilities, BTF, verifier, memory, ABI, object, settings, ids.
 PERMANENT = frozenset({10, 11, 12, 13, 14, 15, 20, 22})
@@ -139,14 +141,16 @@ class Process:
             self._keeper.join()
         return self.exit_code
 
-    def healthy(self) -> bool:
-        """Return whether /healthz answers 200."""
+    def unhealthy(self) -> str | None:
+        """Return None when /healthz answers 200, else what it says or why it says nothing."""
         url = f"http://127.0.0.1:{self.command.http_port}/healthz"
         try:
-            with urllib.request.urlopen(url, timeout=2) as answer:
-                return bool(answer.status == 200)  # noqa: PLR2004
-        except (OSError, urllib.error.URLError):
-            return False
+            with urllib.request.urlopen(url, timeout=2):
+                return None
+        except urllib.error.HTTPError as error:
+            return error.read().decode(errors="replace").strip()
+        except (OSError, HTTPException) as error:
+            return f"/healthz does not answer ({error})"
 
     def metrics(self) -> str:
         """Return the text of /metrics; OSError when it does not answer."""
@@ -155,28 +159,28 @@ class Process:
             return str(answer.read().decode())
 
     def wait_healthy(self, seconds_max: float = HEALTHY_SECONDS_MAX) -> None:
-        """Return once /healthz answers 200; ServiceError when the process ends for good, or after `seconds_max`."""
+        """Return once /healthz answers 200.
+
+        ServiceError when the process has ended for good, dies again and again, or after `seconds_max`.
+        """
         assert self._keeper is not None, "not started"
-        deadline = time.monotonic() + seconds_max
-        while not self.healthy():
+        deadline, restarts_before = time.monotonic() + seconds_max, self.restarts
+        while (reason := self.unhealthy()) is not None:
             self._keeper.join(_POLL_SECONDS)
-            if not self._keeper.is_alive():
+            if not self._keeper.is_alive() or self.restarts - restarts_before > RESTARTS_MAX:
                 status = self.exit_code if self.exit_code in PERMANENT else None
-                raise ServiceError(f"{self.command.name}: {self.last_words()}", status)
+                raise ServiceError(f"{self.command.name} does not start: {self.last_words()}", status)
             if time.monotonic() > deadline:
-                message = f"{self.command.name} is not healthy after {seconds_max:g} s: {self.last_words()}"
-                raise ServiceError(message)
+                raise ServiceError(f"{self.command.name} is not healthy after {seconds_max:g} s: {reason}")
 
     def last_words(self) -> str:
-        """Return the message of the fatal error in its log, else the end of the log."""
-        text = self.command.log.read_text(encoding="utf-8", errors="replace")[-_TAIL_CHARACTERS:]
-        for line in reversed(text.splitlines()):
-            if '"fatal"' in line:
-                try:
-                    return str(json.loads(line)["message"])
-                except (ValueError, KeyError):
-                    break
-        return text.strip() or "it said nothing"
+        """Return the message of the last fatal error in its log, else the log's last line."""
+        lines = self.command.log.read_text(encoding="utf-8", errors="replace").split("\n")
+        for line in reversed(lines):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                if (said := json.loads(line))["event"] == "fatal":
+                    return str(said["message"])
+        return next((line for line in reversed(lines) if line.strip()), "it said nothing")
 
 
 class Services:

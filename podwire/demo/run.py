@@ -179,7 +179,7 @@ def _start(stack: ExitStack) -> Running:
             manifests=manifests,
             node=NODE,
             pin_dir=pins if pinnable else None,
-            say=lambda line: print(f"-- {line}", flush=True),
+            say=lambda line: print(f"\n-- {line}", flush=True),
         )
         stack.callback(services.close)
         services.start()
