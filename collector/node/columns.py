@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from collector.node import keys
+from collector.node.abi import ClosedBy, EventType, Flag, Owner, Role
 from collector.node.encode import Nullable, Text
 
 if TYPE_CHECKING:
@@ -23,13 +24,10 @@ if TYPE_CHECKING:
 Events = npt.NDArray[np.void]
 Integers = npt.NDArray[np.int64]
 
-# Indexes of symbols in schemas/RawBatch.avsc; type, role and closed_by have the kernel ABI's values. A test compares.
-CONNECT_FAILED, CLOSE, PROGRESS = 2, 4, 6
-CLIENT = 1
+# Indexes of symbols in schemas/RawBatch.avsc that the kernel ABI does not have; a test compares.
 ESTABLISHED, REFUSED, TIMEOUT, UNREACHABLE, ABORTED, CLOSED, RESET, OTHER = range(1, 9)
-CLOSED_BY_UNKNOWN, CLOSED_BY_NONE, CLOSED_BY_TIMER = 0, 1, 5
-OWNER_NONE, OWNER_PROCESS, OWNER_CGROUP, OWNER_NAMESPACE = range(1, 5)
-RESET_FLAGS, NEVER_ACCEPTED_FLAG = 1 | 2, 4
+OWNER_NAMESPACE = 4
+RESET_FLAGS = Flag.RESET_LOCAL | Flag.RESET_REMOTE
 
 RTT_NEVER_MEASURED = 0xFFFFFFFF
 EVENT_UNIX_US_MIN, EVENT_UNIX_US_MAX = (
@@ -104,7 +102,7 @@ class Origin:
 def tcp_keys(events: Events, origin: Origin) -> npt.NDArray[np.uint64]:
     """Return tcp_key of each event; attempts that failed have no pair of sequence numbers and get one of their own."""
     found = keys.connection_keys(origin.secret, events["client_isn"], events["server_isn"])
-    failed = np.flatnonzero(events["type"] == CONNECT_FAILED)
+    failed = np.flatnonzero(events["type"] == EventType.CONNECT_FAILED)
     if len(failed):
         node = keys.node_word(origin.cluster, origin.node, origin.boot_id)
         cookies, starts = events["socket_cookie"][failed], events["start_ns"][failed]
@@ -121,12 +119,12 @@ def outcomes(events: Events) -> npt.NDArray[np.uint8]:
     kind, flags = events["type"], events["flags"]
     error = np.minimum(events["error"], 255).astype(np.uint8)
     found = np.full(len(events), ESTABLISHED, np.uint8)
-    np.copyto(found, _FAILED_OUTCOME[error], where=kind == CONNECT_FAILED)
+    np.copyto(found, _FAILED_OUTCOME[error], where=kind == EventType.CONNECT_FAILED)
     closed = _CLOSED_OUTCOME[error]
-    closed[(closed == CLOSED) & (flags & NEVER_ACCEPTED_FLAG != 0)] = ABORTED
+    closed[(closed == CLOSED) & (flags & Flag.NEVER_ACCEPTED != 0)] = ABORTED
     closed[flags & RESET_FLAGS != 0] = RESET
-    closed[(events["closed_by"] == CLOSED_BY_TIMER) | (error == errno.ETIMEDOUT)] = TIMEOUT
-    np.copyto(found, closed, where=kind == CLOSE)
+    closed[(events["closed_by"] == ClosedBy.TIMER) | (error == errno.ETIMEDOUT)] = TIMEOUT
+    np.copyto(found, closed, where=kind == EventType.CLOSE)
     return found
 
 
@@ -135,8 +133,8 @@ def _between_us(from_ns: npt.NDArray[Any], to_ns: npt.NDArray[Any]) -> Integers:
 
 
 def _owner(events: Events, owners: Owners) -> dict[str, Column]:
-    by_process = events["owner"] == OWNER_PROCESS
-    source = np.where(events["owner"] <= OWNER_CGROUP, events["owner"], 0)
+    by_process = events["owner"] == Owner.PROCESS
+    source = np.where(events["owner"] <= Owner.CGROUP, events["owner"], 0)
     source = np.where(owners.from_namespace & ~by_process, OWNER_NAMESPACE, source)
     comm = events["comm"]
     lengths = np.argmin(np.append(comm, np.zeros((len(events), 1), np.uint8), axis=1) != 0, axis=1)
@@ -158,16 +156,16 @@ def _times(events: Events, clock: ClockOffset) -> dict[str, Column]:
     kind, time_ns = events["type"], events["time_ns"]
     start_ns, established_ns = events["start_ns"], events["established_ns"]
     established, started = established_ns != 0, start_ns != 0
-    failed = kind == CONNECT_FAILED
+    failed = kind == EventType.CONNECT_FAILED
     event_us = time_ns.astype(np.int64) // 1000 + clock.offset_us
     since = np.where(failed, start_ns, established_ns)
     return {
         "event_unix_us": np.clip(event_us, EVENT_UNIX_US_MIN, EVENT_UNIX_US_MAX),
         "handshake_us": Nullable(
-            _between_us(start_ns, established_ns), (events["role"] == CLIENT) & started & established
+            _between_us(start_ns, established_ns), (events["role"] == Role.CLIENT) & started & established
         ),
         "duration_us": Nullable(
-            _between_us(since, time_ns), (failed & started) | ((kind == CLOSE) & established)
+            _between_us(since, time_ns), (failed & started) | ((kind == EventType.CLOSE) & established)
         ),
         "established_unix_us": Nullable(
             established_ns.astype(np.int64) // 1000 + clock.offset_us, established
@@ -176,7 +174,7 @@ def _times(events: Events, clock: ClockOffset) -> dict[str, Column]:
 
 
 def _counters(events: Events) -> dict[str, Column]:
-    counted = (events["type"] == CLOSE) | (events["type"] == PROGRESS)
+    counted = (events["type"] == EventType.CLOSE) | (events["type"] == EventType.PROGRESS)
     names = ("bytes_sent", "bytes_received", "segments_sent", "segments_received", "retransmits")
     found: dict[str, Column] = {name: Nullable(events[name].astype(np.int64), counted) for name in names}
     for name in ("rtt_us", "rtt_min_us"):
@@ -190,13 +188,13 @@ def tcp_event_columns(
 ) -> dict[str, Column]:
     """Return the columns of TcpEvent, by field name, for `encode.encode_events`."""
     everywhere = np.ones(len(events), np.bool_)
-    closed_by = np.where(events["closed_by"] <= CLOSED_BY_TIMER, events["closed_by"], CLOSED_BY_UNKNOWN)
+    closed_by = np.where(events["closed_by"] <= ClosedBy.TIMER, events["closed_by"], ClosedBy.UNKNOWN)
     return {
         "tcp_key": tcp_key.astype("<u8").view(np.uint8).reshape(-1, 8),
-        "type": np.where(events["type"] <= PROGRESS, events["type"], 0),
-        "role": np.where(events["role"] <= CLIENT + 1, events["role"], 0),
+        "type": np.where(events["type"] <= EventType.PROGRESS, events["type"], 0),
+        "role": np.where(events["role"] <= Role.SERVER, events["role"], 0),
         "outcome": outcomes(events),
-        "closed_by": np.where(events["type"] == CLOSE, closed_by, CLOSED_BY_NONE),
+        "closed_by": np.where(events["type"] == EventType.CLOSE, closed_by, ClosedBy.NONE),
         "local_address": events["local_address"],
         "remote_address": events["remote_address"],
         "remote_port": events["remote_port"].astype(np.int64),

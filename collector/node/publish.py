@@ -29,8 +29,7 @@ POLL_SECONDS = 0.1
 _REFUSED_FOR_GOOD = frozenset(
     (
         KafkaError.MSG_SIZE_TOO_LARGE,
-        KafkaError._MSG_SIZE_TOO_LARGE,  # noqa: SLF001 (librdkafka's names)
-        KafkaError._FATAL,  # noqa: SLF001
+        KafkaError._FATAL,  # noqa: SLF001 (librdkafka's name)
         KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
         KafkaError.INVALID_RECORD,
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
