@@ -26,7 +26,7 @@ from podwire.demo import compose, leftovers, mounts, preflight, totals, workload
 from podwire.demo.broker import Broker
 from podwire.demo.errors import EXIT_INTERRUPTED, EXIT_NOT_SHOWN, BrokerError, DemoError, LabError
 from podwire.demo.lab import Lab, Pod, Port
-from podwire.demo.processes import ROOT, Services
+from podwire.demo.processes import ROOT, Process, Services
 from podwire.flows import FlowReader
 from schemas import registry
 
@@ -282,10 +282,25 @@ def _end(running: Running) -> tuple[totals.Totals, str | None]:
         process.terminate()
         process.wait()
     services.processes["node"].stop()
-    if not totals.enriched(bootstrap, services.group, ENRICHED_SECONDS_MAX):
+    enricher = services.processes["enricher"]
+    if not (totals.enriched(bootstrap, services.group, ENRICHED_SECONDS_MAX) and _settled(enricher)):
         print(
-            f"-- the enricher has not caught up in {ENRICHED_SECONDS_MAX:g} s: totals may lack flows",
+            f"-- the enricher did not finish in {ENRICHED_SECONDS_MAX:g} s: the totals may lack flows",
             flush=True,
         )
-    services.processes["enricher"].stop()
+    enricher.stop()
     return totals.read(bootstrap, (NAMESPACE, SERVICE))
+
+
+def _settled(enricher: Process) -> bool:
+    """Return True once no half waits for its other half any more and all flows are in Kafka, False when late."""
+    deadline = time.monotonic() + ENRICHED_SECONDS_MAX
+    while time.monotonic() < deadline:
+        try:
+            pending = totals.pending(enricher.metrics())
+        except OSError:
+            pending = 1  # it is being started again
+        if pending == 0:
+            return True
+        time.sleep(totals.POLL_SECONDS)  # a gauge can't be waited for
+    return False

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from schemas.catalog import Topic
 
 NOT_A_LOSS = "name_ring_full"  # a cgroup's name is told again with its next event
+HELD = ("waiting_halves", "waiting_metadata", "in_flight", "unacknowledged_batches")
 ANSWER_SECONDS_MAX = 10.0
 POLL_SECONDS = 0.2
 
@@ -165,6 +166,12 @@ def read(bootstrap: str, service: tuple[str, str]) -> tuple[Totals, str | None]:
     batches = (codec.decode("RawBatch", value) for value in _values(bootstrap, catalog.RAW))
     reports = (codec.decode("CollectorReport", value) for value in _values(bootstrap, catalog.COLLECTOR))
     return counter.totals(raw_events(batches), lost(reports)), counter.complaint()
+
+
+def pending(metrics: str) -> float:
+    """Return what the enricher still holds, from its /metrics: halves, records and batches on their way."""
+    values = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if not line.startswith("#"))
+    return sum(float(values.get(f"podwire_enricher_{name}", 0)) for name in HELD)
 
 
 def enriched(bootstrap: str, group: str, seconds_max: float) -> bool:

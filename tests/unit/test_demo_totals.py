@@ -80,3 +80,10 @@ def test_lost_takes_the_last_report_without_repeated_names() -> None:
     ]
     assert totals.lost(reports) == 5
     assert totals.lost([]) == 0
+
+
+def test_pending_adds_up_what_the_enricher_holds() -> None:
+    """Halves that wait and flows on their way count, anything else does not."""
+    text = "# HELP x y\npodwire_enricher_waiting_halves 3.0\npodwire_enricher_in_flight 2.0\n"
+    assert totals.pending(text) == 5
+    assert totals.pending("podwire_enricher_pods 9.0\n") == 0
