@@ -106,18 +106,23 @@ def _completed_us(previous: Record | None, pod: PodTimes, valid_from_us: int, mo
 def _bands(previous: Record | None, pod: PodTimes, valid_from_us: int, moment: Moment) -> list[Record]:
     """Return a pod's bands in the order of their beginning, at most one of them open per address."""
     before = previous["addresses"] if previous else []
-    bands = []
-    for band in before:
-        if not _is_ended(band) and (pod.terminal or band["address"] not in pod.addresses):
-            assert previous is not None
-            band = _gone(band, pod, moment.known_us(previous), moment)  # noqa: PLW2901
-        bands.append(band)
+    known_us = moment.known_us(previous) if previous else moment.known_until_us
+    bands = [
+        band
+        if _is_ended(band) or (band["address"] in pod.addresses and not pod.terminal)
+        else _gone(band, pod, known_us, moment)
+        for band in before
+    ]
     held = {band["address"] for band in bands if not _is_ended(band)}
     known = {band["address"] for band in bands}
     for address in pod.addresses:
         if address in held or (pod.terminal and address in known):
             continue
-        band = _begin(address, before, pod, valid_from_us, moment)
+        since_us = _or(pod.started_us, valid_from_us)
+        if before:
+            ends = [band["to_latest_us"] for band in before if band["address"] == address]
+            since_us = max([since_us, known_us - moment.status_lag_us, *ends])
+        band = _begin(address, since_us, pod, moment, first=not before)
         bands.append(_gone(band, pod, band["from_earliest_us"], moment) if pod.terminal else band)
     kept_us = moment.observed_us - moment.retention_us
     return [
@@ -127,14 +132,10 @@ def _bands(previous: Record | None, pod: PodTimes, valid_from_us: int, moment: M
     ]
 
 
-def _begin(address: str, before: list[Record], pod: PodTimes, valid_from_us: int, moment: Moment) -> Record:
+def _begin(address: str, earliest_us: int, pod: PodTimes, moment: Moment, *, first: bool) -> Record:
     """Return the open band of an address that the API shows for the first time, or again."""
-    earliest_us, latest_us = _or(pod.started_us, valid_from_us), moment.observed_us
-    if before:
-        earliest_us = max(earliest_us, moment.known_until_us - moment.status_lag_us)
-        ends = (band["to_latest_us"] for band in before if band["address"] == address)
-        earliest_us = max([earliest_us, *ends])
-    elif pod.container_started_us is not None:
+    latest_us = moment.observed_us
+    if first and pod.container_started_us is not None:
         latest_us = min(latest_us, pod.container_started_us + SECOND_US)
     return {
         "address": address,

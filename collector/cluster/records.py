@@ -85,6 +85,8 @@ def seen(kind: Kind, item: Any, cluster: str, labels: Collection[str] = ()) -> S
     """Return what we keep of an API object; `labels` are the pod labels to publish. MalformedError if unusable."""
     try:
         meta = item["metadata"]
+        if not (isinstance(meta["uid"], str) and meta["uid"]):
+            raise MalformedError("metadata.uid is no text")
         base = {"cluster": cluster, "uid": meta["uid"], "name": meta["name"]}
         base["resource_version"] = str(meta.get("resourceVersion") or "")
         created_us = unix_us(meta.get("creationTimestamp"))

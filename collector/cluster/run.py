@@ -120,6 +120,9 @@ class Watcher:
             self._state.apply(observation)
             if isinstance(observation, Complete):
                 self._complete.add(observation.kind)
+        for kind, count in self._state.unencodable.items():
+            self._metrics.dropped.labels(kind, "unencodable").inc(count)
+        self._state.unencodable.clear()
         self._state.expire(now_us())
         self._metrics.unsent.set(len(self._state.changes))
 

@@ -8,6 +8,7 @@ Called by `run`, which fills it from Kafka at start and hands its changes to `pu
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -91,6 +92,7 @@ class State:
     Attributes:
         changes: framed record, or None for a tombstone, by (kind, uid): what has to be written.
         complete_until_us: by kind, up to when everything was observed; missing before the first time.
+        unencodable: by kind, states left out as their schema doesn't take them (a hand-made manifest's port "x").
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class State:
         self._expiry: list[tuple[int, Kind, str]] = []
         self.changes: dict[tuple[Kind, str], bytes | None] = {}
         self.complete_until_us: dict[Kind, int] = {}
+        self.unencodable: Counter[Kind] = Counter()
 
     def restore(self, kind: Kind, record: Record) -> None:
         """Take over a record that an earlier watcher wrote; another cluster's is none of ours."""
@@ -172,10 +175,19 @@ class State:
             return
         previous = self._record(kind, uid)
         record = intervals.advance(previous, seen, self._moment(kind, observed_us))
+        if intervals.differs(previous, record):
+            try:
+                self._write(kind, uid, record)
+            except (
+                TypeError,
+                ValueError,
+                AttributeError,
+                OverflowError,
+            ):  # what fastavro raises for wrong types
+                self.unencodable[kind] += 1
+                return
         objects.versions[uid] = version
         objects.ended.pop(uid, None)
-        if intervals.differs(previous, record):
-            self._write(kind, uid, record)
 
     def _close(self, kind: Kind, uids: Iterable[str], observed_us: int) -> None:
         moment = self._moment(kind, observed_us)
