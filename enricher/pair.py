@@ -67,6 +67,7 @@ class Pairing:
         self._now_ms = 0
         self._waiting: dict[bytes, Half] = {}
         self._told: set[bytes] = set()
+        self._untold_order: deque[_Bucket] = deque()
         self._waiting_order: deque[_Bucket] = deque()
         self._paired: dict[bytes, int] = {}
         self._paired_order: deque[_Bucket] = deque()
@@ -77,9 +78,9 @@ class Pairing:
         return len(self._waiting) - len(self._told)
 
     @property
-    def last_append_ms(self) -> int:
-        """Greatest append time seen, 0 before the first message."""
-        return self._now_ms
+    def oldest_untold_ms(self) -> int | None:
+        """Append time of the oldest message that may hold a waiting half nobody was told of; None without any."""
+        return self._untold_order[0].append_ms if self.waiting and self._untold_order else None
 
     def add(self, append_ms: int, halves: Iterable[Half]) -> list[Pair]:
         """Take one message's halves and return what is complete now: window closes first, then pairs.
@@ -119,7 +120,9 @@ class Pairing:
                     counts.told_then_paired += 1
                 outputs.append(Pair(half, other) if data[ROLE_AT] == CLIENT else Pair(other, half))
         if new_waiting:
-            self._waiting_order.append(_Bucket(now_ms, new_waiting))
+            bucket = _Bucket(now_ms, new_waiting)
+            self._waiting_order.append(bucket)
+            self._untold_order.append(bucket)
         if new_paired:
             self._paired_order.append(_Bucket(now_ms, new_paired))
         return outputs
@@ -131,12 +134,10 @@ class Pairing:
         other half yet come within the window on the broker's clock, the two come out as a pair all the same.
         """
         outputs = []
-        for append_ms, keys in self._waiting_order:
-            if append_ms + self._window_ms >= now_ms:
-                break
-            for key in keys:
+        while self._untold_order and self._untold_order[0].append_ms + self._window_ms < now_ms:
+            for key in self._untold_order.popleft().keys:
                 half = self._waiting.get(key)
-                if half is not None and key not in self._told:
+                if half is not None:
                     self._told.add(key)
                     self.counts.one_sided += 1
                     outputs.append(alone(half))
@@ -156,6 +157,8 @@ class Pairing:
                 else:
                     self.counts.one_sided += 1
                     outputs.append(alone(half))
+        while self._untold_order and self._untold_order[0].append_ms < oldest_ms:
+            self._untold_order.popleft()
         while self._paired_order and self._paired_order[0].append_ms < oldest_ms:
             for key in self._paired_order.popleft().keys:
                 del self._paired[key]

@@ -116,7 +116,7 @@ BANDS = [
 ]
 
 
-@pytest.mark.parametrize(("second", "kind", "reason", "name"), BANDS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("second", "kind", "reason", "name"), BANDS, ids=str)
 def test_reused_address_names_its_owner_at_that_time(
     second: int, kind: str, reason: str | None, name: str | None
 ) -> None:

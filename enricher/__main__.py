@@ -1,0 +1,52 @@
+"""`python -m enricher`: starts the enricher and turns fatal causes into exit codes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+from enricher.errors import FatalError
+from enricher.run import leave, run
+
+
+def main(arguments: list[str]) -> int:
+    """Run the enricher; return the process's exit status."""
+    _configure_logs()
+    try:
+        return run(arguments)
+    except FatalError as error:
+        structlog.get_logger().error("fatal", cause=type(error).__name__, message=str(error))
+        return error.exit_code
+
+
+def _configure_logs() -> None:
+    """One line per event on stderr, JSON unless it is a terminal, for our own events and the libraries' warnings."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
+    if sys.stderr.isatty():
+        renderer = structlog.dev.ConsoleRenderer()
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                renderer,
+            ],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+if __name__ == "__main__":
+    leave(main(sys.argv[1:]))

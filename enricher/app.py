@@ -1,0 +1,205 @@
+"""The Faust worker: membership, assignment and offsets of the raw topic, and the loop that drives the engine.
+
+The one importer of `faust`. Takes raw bytes with manual acknowledgement (Faust's own would acknowledge what
+failed), ends the process on any error, and decides nothing about flows: that is `engine`. Called by `run`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import faust
+import structlog
+
+from enricher.engine import RawMessage
+from schemas import catalog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from enricher.engine import Engine, Partition
+    from enricher.kafka import RawReader
+    from enricher.metadata import MetadataReader
+    from enricher.settings import Settings
+
+TICK_SECONDS = 0.01
+IDLE_CHECK_SECONDS = 0.2
+POLL_RECORDS_MAX = 500
+BUFFERED_MESSAGES_MAX = 256
+COMMIT_SECONDS = 0.5
+FLUSH_SECONDS = 5.0
+log = structlog.get_logger()
+
+
+def wall_ms() -> int:
+    """Return Unix time in ms."""
+    return time.time_ns() // 1_000_000
+
+
+class Worker:
+    """One Faust worker around an engine.
+
+    Attributes:
+        app: the Faust application.
+        stopping: set once an orderly end began.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        metadata: MetadataReader,
+        reader: RawReader,
+        fail: Callable[[BaseException], None],
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._metadata = metadata
+        self._reader = reader
+        self._fail = fail
+        self._warm: dict[Partition, asyncio.Task[None]] = {}
+        self._room = asyncio.Event()
+        self.stopping = threading.Event()
+        self.app = self._faust_app()
+
+    def run(self) -> None:
+        """Run until SIGTERM, SIGINT or a crash of Faust; leaves by SystemExit with Faust's own status."""
+        worker = faust.Worker(
+            self.app, quiet=True, override_logging=False, redirect_stdouts=False, loglevel="WARNING"
+        )
+        worker.spinner = None
+        worker.execute_from_commandline()
+
+    def _faust_app(self) -> Any:
+        settings = self._settings
+        app = faust.App(
+            settings.group_id,
+            broker=";".join(f"aiokafka://{address.strip()}" for address in settings.bootstrap.split(",")),
+            autodiscover=False,
+            broker_commit_interval=COMMIT_SECONDS,
+            broker_heartbeat_interval=settings.session_timeout_ms / 4000,
+            broker_max_poll_records=POLL_RECORDS_MAX,
+            broker_request_timeout=max(20.0, settings.session_timeout_ms / 1000),
+            broker_session_timeout=settings.session_timeout_ms / 1000,
+            consumer_auto_offset_reset="earliest",
+            store="memory://",
+            stream_buffer_maxsize=BUFFERED_MESSAGES_MAX,
+            stream_wait_empty=False,
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            web_enabled=False,
+        )
+        topic = app.topic(
+            catalog.RAW.name, value_type=bytes, value_serializer="raw", key_type=bytes, key_serializer="raw"
+        )
+        app.agent(topic, name="enricher")(self._process)
+        app.task(self._drive)
+        app.on_partitions_assigned.connect(self._on_assigned, weak=False)
+        app.on_partitions_revoked.connect(self._on_revoked, weak=False)
+        app.on_before_shutdown.connect(self._on_before_shutdown, weak=False)
+        return app
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run one of the worker's outermost loops; the process ends on any error, nothing acknowledged."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 (the service's outermost loops)
+            self._fail(error)
+
+    async def _process(self, stream: Any) -> None:
+        await self._guard(self._take_all(stream))
+
+    async def _drive(self) -> None:
+        await self._guard(self._tick_all())
+
+    async def _take_all(self, stream: Any) -> None:
+        async for event in stream.noack().events():
+            await self._take(event)
+
+    async def _take(self, event: Any) -> None:
+        message = event.message
+        partition = self._engine.partitions.get(message.partition)
+        if partition is None or partition.position not in {None, message.offset}:
+            partition = self._begin(message.partition, message.offset)
+        await self._warm[partition]
+        if partition.dropped:
+            return
+        taken = RawMessage(message.offset, round(message.timestamp * 1000), message.key, message.value)
+        self._engine.take(partition, taken, event.ack, wall_ms())
+        while self._is_full():
+            self._room.clear()
+            await self._room.wait()
+
+    def _is_full(self) -> bool:
+        engine, settings = self._engine, self._settings
+        return (
+            engine.output.in_flight > settings.in_flight_max or engine.waiting_metadata > settings.waiting_max
+        )
+
+    async def _tick_all(self) -> None:
+        """Take metadata and delivery reports at every tick, and close the windows of quiet partitions."""
+        next_idle_check = 0.0
+        while not self.app.should_stop:
+            self._engine.tick(self._metadata.drain(), wall_ms())
+            if not self._is_full():
+                self._room.set()
+            if time.monotonic() >= next_idle_check:
+                next_idle_check = time.monotonic() + IDLE_CHECK_SECONDS
+                await self._tell_idle()
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def _tell_idle(self) -> None:
+        for partition in list(self._engine.partitions.values()):
+            now_ms = wall_ms()
+            if not self._warm[partition].done() or not self._engine.has_idle_halves(partition, now_ms):
+                continue
+            end = await asyncio.to_thread(self._reader.end, partition.number)
+            if end == partition.position and not partition.dropped:
+                self._engine.tell_idle(partition, now_ms)
+
+    def _begin(self, number: int, position: int | None) -> Partition:
+        """Begin with a partition at an offset and rebuild its waiting halves in the background."""
+        partition = self._engine.assign(number, position)
+        self._warm = {known: task for known, task in self._warm.items() if not known.dropped}
+        self._warm[partition] = asyncio.ensure_future(self._guard(self._warm_up(partition)))
+        return partition
+
+    async def _warm_up(self, partition: Partition) -> None:
+        number = partition.number
+        if partition.position is None:
+            committed = await asyncio.to_thread(self._reader.committed, [number])
+            partition.position = committed[number]
+        if partition.position is not None:
+            await asyncio.to_thread(self._rebuild, partition, partition.position)
+
+    def _rebuild(self, partition: Partition, position: int) -> None:
+        before = self._reader.before(
+            partition.number,
+            position,
+            self._engine.warm_up_ms,
+            lambda: partition.dropped or self.stopping.is_set(),
+        )
+        with contextlib.closing(before):
+            self._engine.warm(partition, before)
+
+    async def _on_assigned(self, _app: Any, assigned: set[Any], **_: Any) -> None:
+        numbers = sorted(tp.partition for tp in assigned if tp.topic == catalog.RAW.name)
+        log.info("partitions_assigned", partitions=numbers)
+        for number in numbers:
+            if number not in self._engine.partitions:
+                self._begin(number, None)
+
+    async def _on_revoked(self, _app: Any, revoked: set[Any], **_: Any) -> None:
+        for tp in revoked:
+            if tp.topic == catalog.RAW.name:
+                self._engine.revoke(tp.partition)
+
+    async def _on_before_shutdown(self, _app: Any, **_: Any) -> None:
+        """Deliver what is in flight and acknowledge it, so that the next worker repeats little."""
+        self.stopping.set()
+        await asyncio.to_thread(self._engine.output.flush, FLUSH_SECONDS)
+        self._engine.tick([], wall_ms())

@@ -1,0 +1,240 @@
+"""What happens to a partition's messages from arrival to acknowledgement.
+
+Owns, per assigned partition, the pairing and the queue of unacknowledged messages, and for all of them the
+records that wait for metadata. A message is acknowledged when all that it caused was delivered, from the head
+only. Never waits, never reads a clock (times come in) and knows no Faust. Called by `app`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from enricher import metadata, raw
+from enricher.flow import Moment
+from enricher.metrics import Counts
+from enricher.output import Entry
+from enricher.pair import PairCounts, Pairing
+from schemas import catalog, codec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from enricher.flow import FlowBuilder
+    from enricher.history import History
+    from enricher.metadata import Change
+    from enricher.output import Output
+    from enricher.pair import Pair
+    from schemas.registry import SchemaIds
+
+WARM_UP_WINDOWS = 2
+"""A half within the last window may have met its partner up to one window earlier."""
+WARM_UP_MARGIN_MS = 1000
+RETRY_INTERVAL_MS = 100
+"""Least time between two rounds of asking again for all that waits."""
+
+
+@dataclass(eq=False)
+class Partition:
+    """One assigned partition.
+
+    Attributes:
+        number: its number.
+        position: offset of the message expected next; None before the first where nothing is committed.
+        entries: unacknowledged messages and idle rounds, oldest first.
+        dropped: set when it was revoked: nothing of it is sent or acknowledged any more.
+    """
+
+    number: int
+    pairing: Pairing
+    position: int | None = None
+    entries: deque[Entry] = field(default_factory=deque)
+    dropped: bool = False
+
+
+class RawMessage(NamedTuple):
+    """A message of the raw topic; `append_ms` is the broker's clock when it was appended, Unix time in ms."""
+
+    offset: int
+    append_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+class _Waiting(NamedTuple):
+    """A record that waits for metadata, until `deadline_ms` on the caller's clock."""
+
+    partition: Partition
+    entry: Entry
+    pair: Pair
+    deadline_ms: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The settings that the engine needs, in ms."""
+
+    window_ms: int
+    idle_slack_ms: int
+    metadata_wait_ms: int
+
+
+class Engine:
+    """All partitions of one worker.
+
+    Attributes:
+        partitions: the assigned ones, by number.
+        counts: what happened so far.
+    """
+
+    def __init__(
+        self, limits: Limits, ids: SchemaIds, history: History, builder: FlowBuilder, output: Output
+    ) -> None:
+        self.partitions: dict[int, Partition] = {}
+        self.counts = Counts()
+        self.history = history
+        self.output = output
+        self._limits = limits
+        self._ids = ids
+        self._raw_id = ids.id_of(catalog.RAW)
+        self._dead_letter_id = ids.id_of(catalog.DEADLETTER)
+        self._builder = builder
+        self._waiting: deque[_Waiting] = deque()
+        self._asked_version = -1
+        self._asked_ms = 0
+
+    @property
+    def waiting_metadata(self) -> int:
+        """Records that wait for metadata."""
+        return len(self._waiting)
+
+    @property
+    def warm_up_ms(self) -> int:
+        """How far before the last acknowledged message a partition must be re-read, in ms of append time."""
+        return WARM_UP_WINDOWS * self._limits.window_ms + WARM_UP_MARGIN_MS
+
+    def assign(self, number: int, position: int | None) -> Partition:
+        """Begin with a partition anew; whatever was held for it before is dropped."""
+        self.revoke(number)
+        pairing = Pairing(self._limits.window_ms, self.counts.pairs)
+        self.partitions[number] = Partition(number, pairing, position)
+        return self.partitions[number]
+
+    def revoke(self, number: int) -> None:
+        """Forget a partition: its unacknowledged messages are another worker's now."""
+        old = self.partitions.pop(number, None)
+        if old is not None:
+            old.dropped = True
+            self._waiting = deque(one for one in self._waiting if one.partition is not old)
+
+    def warm(self, partition: Partition, messages: Iterable[tuple[int, bytes | None]]) -> None:
+        """Rebuild the waiting halves from (append time, value) of earlier messages; nothing comes out.
+
+        What they completed was delivered before their offsets were committed. May run in another thread as
+        long as the partition is not used.
+        """
+        pairing = partition.pairing
+        pairing.counts = PairCounts()
+        for append_ms, value in messages:
+            halves = raw.cut(value, partition.number, self._ids, self._raw_id)
+            if isinstance(halves, list):
+                pairing.add(append_ms, halves)
+        pairing.counts = self.counts.pairs
+
+    def take(self, partition: Partition, message: RawMessage, ack: Callable[[], None], now_ms: int) -> None:
+        """Process one message; `ack` is called once all that it caused was delivered."""
+        entry = Entry(self.output, ack)
+        partition.entries.append(entry)
+        partition.position = message.offset + 1
+        self.counts.batches += 1
+        halves = raw.cut(message.value, partition.number, self._ids, self._raw_id)
+        if isinstance(halves, raw.Rejected):
+            self._dead_letter(partition.number, message, halves, entry, now_ms)
+            halves = []
+        self._emit(partition, entry, partition.pairing.add(message.append_ms, halves), now_ms)
+
+    def has_idle_halves(self, partition: Partition, now_ms: int) -> bool:
+        """Return whether halves wait whose window has passed on our clock, slack included."""
+        limit_ms = self._limits.window_ms + self._limits.idle_slack_ms
+        oldest_ms = partition.pairing.oldest_untold_ms
+        return oldest_ms is not None and oldest_ms + limit_ms < now_ms
+
+    def tell_idle(self, partition: Partition, now_ms: int) -> None:
+        """Send, one-sided, the halves of a partition that has nothing more to read."""
+        pairs = partition.pairing.tell_idle(now_ms - self._limits.idle_slack_ms)
+        if pairs:
+            entry = Entry(self.output, None)
+            partition.entries.append(entry)
+            self._emit(partition, entry, pairs, now_ms)
+
+    def tick(self, changes: list[Change], now_ms: int) -> None:
+        """Take metadata changes and delivery reports; send what waited long enough or need not wait any more."""
+        metadata.apply(self.history, changes)
+        if self._waiting:
+            self._retry(now_ms)
+        self.output.poll()
+        for partition in self.partitions.values():
+            entries = partition.entries
+            while entries and entries[0].pending == 0:
+                entry = entries.popleft()
+                if entry.ack is not None:
+                    entry.ack()
+
+    def _emit(self, partition: Partition, entry: Entry, pairs: list[Pair], now_ms: int) -> None:
+        """Send these or let them wait for metadata, then take the entry's own 1 off its pending count."""
+        moment = Moment.at(now_ms, self.history.pods_complete_until_us)
+        final = self._limits.metadata_wait_ms == 0
+        for pair in pairs:
+            if not self._send(pair, entry, moment, final=final):
+                entry.pending += 1
+                deadline_ms = now_ms + self._limits.metadata_wait_ms
+                self._waiting.append(_Waiting(partition, entry, pair, deadline_ms))
+        entry.pending -= 1
+
+    def _send(self, pair: Pair, entry: Entry, moment: Moment, *, final: bool) -> bool:
+        flow = self._builder.build(pair, moment, final=final)
+        if flow is None:
+            return False
+        self.counts.flows += 1
+        self.counts.resolutions[flow.kinds[0]] += 1
+        self.counts.resolutions[flow.kinds[1]] += 1
+        self.output.send(catalog.FLOWS.name, flow.key, flow.value, flow.event_ms, entry)
+        return True
+
+    def _retry(self, now_ms: int) -> None:
+        """Ask again for all when metadata has changed, else only for those whose time is up."""
+        moment = Moment.at(now_ms, self.history.pods_complete_until_us)
+        rested = now_ms - self._asked_ms >= RETRY_INTERVAL_MS
+        changed = rested and self.history.version != self._asked_version
+        if changed:
+            self._asked_version, self._asked_ms = self.history.version, now_ms
+        still: deque[_Waiting] = deque()
+        while self._waiting and (changed or self._waiting[0].deadline_ms <= now_ms):
+            one = self._waiting.popleft()
+            late = one.deadline_ms <= now_ms
+            if self._send(one.pair, one.entry, moment, final=late):
+                one.entry.pending -= 1
+                self.counts.metadata_timeouts += late
+            else:
+                still.append(one)
+        self._waiting.extendleft(reversed(still))
+
+    def _dead_letter(
+        self, partition: int, message: RawMessage, why: raw.Rejected, entry: Entry, now_ms: int
+    ) -> None:
+        self.counts.dead_letters[why.reason] += 1
+        record = {
+            "topic": catalog.RAW.name,
+            "partition": partition,
+            "offset": message.offset,
+            "reason": why.reason,
+            "detail": why.detail,
+            "key": message.key,
+            "value": message.value or b"",
+            "failed_at": now_ms,
+            "schema_id": why.schema_id,
+        }
+        value = codec.encode("DeadLetter", record, self._dead_letter_id)
+        key = f"{catalog.RAW.name}/{partition}/{message.offset}".encode()
+        self.output.send(catalog.DEADLETTER.name, key, value, now_ms, entry)

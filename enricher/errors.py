@@ -1,0 +1,45 @@
+"""Fatal causes of the enricher, each with an exit code of its own.
+
+Raised anywhere in the enricher, turned into an exit code by `enricher.__main__` and by `app`'s fail-stop.
+"""
+
+from __future__ import annotations
+
+
+class FatalError(Exception):
+    """The process can't do its work; `action` tells the operator what to do.
+
+    Attributes:
+        exit_code: the process's exit status.
+        action: what the operator can do about it, one sentence.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, action: str) -> None:
+        super().__init__(f"{message} Operator action: {action}")
+        self.action = action
+
+
+class SettingsError(FatalError):
+    """A setting is missing or wrong."""
+
+    exit_code = 20
+
+
+class SchemaIdError(FatalError):
+    """The registry does not know our schemas."""
+
+    exit_code = 22
+
+
+class StalledError(FatalError):
+    """Messages wait and none was processed for too long: the consumer is stuck, a restart helps."""
+
+    exit_code = 30
+
+
+class ProcessingError(FatalError):
+    """Processing or delivery failed; nothing of it was acknowledged, a restart repeats it."""
+
+    exit_code = 31

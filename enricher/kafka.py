@@ -1,0 +1,223 @@
+"""The enricher's door to Kafka beside Faust: the producer, the metadata consumer, and the raw topic's re-reader.
+
+The one importer of `confluent_kafka` in this service. Never encodes, and never commits an offset: that is
+Faust's. Called by `run`, `output`, `metadata` and `app`.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+
+    from schemas.catalog import Topic
+
+__all__ = [
+    "KafkaException",
+    "Message",
+    "RawReader",
+    "is_end",
+    "metadata_consumer",
+    "producer",
+    "wait_for_topics",
+]
+
+POLL_SECONDS = 0.5
+BATCH_MESSAGES = 500
+QUEUE_MESSAGES_MAX = 1_000_000
+QUEUE_KBYTES_MAX = 262_144
+
+
+class Message(Protocol):
+    """What we use of a consumed message."""
+
+    def topic(self) -> str:
+        """Return the topic."""
+
+    def offset(self) -> int:
+        """Return the offset."""
+
+    def timestamp(self) -> tuple[int, int]:
+        """Return (kind of timestamp, Unix time in ms)."""
+
+    def key(self) -> bytes | None:
+        """Return the key."""
+
+    def value(self) -> bytes | None:
+        """Return the value; None is a tombstone."""
+
+    def error(self) -> Any:
+        """Return None, or what went wrong in this message's stead."""
+
+
+def producer(bootstrap: str, client_id: str) -> Any:
+    """Return an idempotent producer that never gives up on a message by itself.
+
+    The caller bounds what is in flight; the queue's own bounds lie above that.
+    """
+    return Producer(
+        {
+            "bootstrap.servers": bootstrap,
+            "client.id": client_id,
+            "enable.idempotence": True,
+            "acks": "all",
+            "compression.type": "zstd",
+            "linger.ms": 5,
+            "batch.size": 1_000_000,
+            "message.timeout.ms": 0,
+            "queue.buffering.max.messages": QUEUE_MESSAGES_MAX,
+            "queue.buffering.max.kbytes": QUEUE_KBYTES_MAX,
+            "message.max.bytes": 4_000_000,
+            "partitioner": "murmur2_random",
+            "reconnect.backoff.max.ms": 2_000,
+            "log_level": 2,
+        }
+    )
+
+
+def metadata_consumer(bootstrap: str, topics: Sequence[Topic]) -> Any:
+    """Return a consumer without a group at the beginning of these topics of one partition, committed records only.
+
+    It tells the end of each partition by a message for which `is_end` holds.
+    """
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": "podwire-enricher-metadata",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "earliest",
+            "fetch.wait.max.ms": 100,
+            "reconnect.backoff.max.ms": 2_000,
+            "log_level": 2,
+        }
+    )
+    consumer.assign([TopicPartition(topic.name, 0, OFFSET_BEGINNING) for topic in topics])
+    return consumer
+
+
+def is_end(message: Message) -> bool:
+    """Return whether a message stands for the end of its partition, at its offset."""
+    error = message.error()
+    return error is not None and error.code() == KafkaError._PARTITION_EOF  # noqa: SLF001 (librdkafka's name)
+
+
+def wait_for_topics(bootstrap: str, topics: Sequence[Topic], wait: Callable[[str], None]) -> int:
+    """Wait until the topics exist and return the partition count of the first.
+
+    `wait` is called with what is missing before every new attempt and decides how long to sleep and what to
+    say; it may raise to give up.
+    """
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 2})
+    while True:
+        try:
+            present = admin.list_topics(timeout=5).topics
+        except KafkaException as error:
+            wait(f"Kafka at {bootstrap} ({error.args[0].str()})")
+            continue
+        missing = [topic.name for topic in topics if topic.name not in present]
+        if not missing:
+            return len(present[topics[0].name].partitions)
+        wait(f"topic {', '.join(missing)} (create them with `podwire topics create`)")
+
+
+class RawReader:
+    """Reads the raw topic beside Faust: offsets, and what came before the committed one. Thread-safe."""
+
+    def __init__(self, bootstrap: str, group: str, topic: str, timeout_seconds: float = 10.0) -> None:
+        self._topic = topic
+        self._timeout_seconds = timeout_seconds
+        self._lock = threading.Lock()
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap,
+                "group.id": group,
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "auto.offset.reset": "earliest",
+                "reconnect.backoff.max.ms": 2_000,
+                "log_level": 2,
+            }
+        )
+
+    def committed(self, partitions: Sequence[int]) -> dict[int, int | None]:
+        """Return the group's committed offset per partition, None where there is none; KafkaException."""
+        asked = [TopicPartition(self._topic, partition) for partition in partitions]
+        with self._lock:
+            found = self._consumer.committed(asked, timeout=self._timeout_seconds)
+        for entry in found:
+            if entry.error:
+                raise KafkaException(entry.error)
+        return {entry.partition: entry.offset if entry.offset >= 0 else None for entry in found}
+
+    def end(self, partition: int) -> int:
+        """Return the offset after the partition's last message; KafkaException."""
+        return self._bounds(partition)[1]
+
+    def _bounds(self, partition: int) -> tuple[int, int]:
+        with self._lock:
+            low, high = self._consumer.get_watermark_offsets(
+                TopicPartition(self._topic, partition), timeout=self._timeout_seconds
+            )
+        return int(low), int(high)
+
+    def before(
+        self, partition: int, offset: int, span_ms: int, given_up: Callable[[], bool]
+    ) -> Generator[tuple[int, bytes | None], None, None]:
+        """Yield (append time in ms, value) of what was appended within `span_ms` before the message `offset - 1`.
+
+        Everything up to and including that message; nothing when it is gone by retention. Waits for an absent
+        broker until `given_up` holds. KafkaException on what time does not heal.
+        """
+        low, _ = self._bounds(partition)
+        if offset <= low:
+            return
+        last = list(self._read(partition, offset - 1, offset, given_up))
+        if not last:
+            return
+        last_ms = last[0][0]
+        with self._lock:
+            (start,) = self._consumer.offsets_for_times(
+                [TopicPartition(self._topic, partition, max(0, last_ms - span_ms))],
+                timeout=self._timeout_seconds,
+            )
+        first = start.offset if low <= start.offset < offset else low
+        yield from self._read(partition, first, offset, given_up)
+
+    def _read(
+        self, partition: int, first: int, end: int, given_up: Callable[[], bool]
+    ) -> Generator[tuple[int, bytes | None], None, None]:
+        with self._lock:
+            self._consumer.assign([TopicPartition(self._topic, partition, first)])
+            try:
+                while not given_up():
+                    for message in self._consumer.consume(BATCH_MESSAGES, POLL_SECONDS):
+                        if message.error() is not None:
+                            if is_end(message) or message.error().fatal():
+                                return
+                            continue
+                        if message.offset() >= end:
+                            return
+                        yield message.timestamp()[1], message.value()
+                        if message.offset() == end - 1:
+                            return
+            finally:
+                self._consumer.unassign()
+
+    def close(self) -> None:
+        """Close the connection."""
+        with self._lock:
+            self._consumer.close()

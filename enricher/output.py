@@ -1,0 +1,92 @@
+"""Sends flows and dead letters, and knows per input message when everything of it was delivered.
+
+Owns the producer and the count in flight. Never acknowledges input itself: `engine` does, from the head.
+Single-threaded: delivery reports come in `poll`, called from the same thread as `send`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from enricher.errors import ProcessingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FULL_POLL_SECONDS = 0.05
+
+
+class Producer(Protocol):
+    """What we use of confluent-kafka's producer."""
+
+    def produce(
+        self, topic: str, value: bytes, key: bytes, *, timestamp: int, on_delivery: Callable[[Any, Any], None]
+    ) -> None:
+        """Queue a message; BufferError when the queue is full."""
+
+    def poll(self, timeout: float) -> int:
+        """Call delivery callbacks, waiting at most `timeout` seconds for the first."""
+
+    def flush(self, timeout: float) -> int:
+        """Send what is queued; return how many messages are left after `timeout` seconds."""
+
+
+class Entry:
+    """One input message, or one round of idle windows, and how much of its output is still to be delivered.
+
+    Attributes:
+        pending: outputs not yet delivered or still waiting for metadata, plus 1 while being processed.
+        ack: acknowledges the input message; None for a round of idle windows.
+    """
+
+    __slots__ = ("ack", "output", "pending")
+
+    def __init__(self, output: Output, ack: Callable[[], None] | None) -> None:
+        self.output = output
+        self.ack = ack
+        self.pending = 1
+
+    def delivered(self, error: Any, _message: Any) -> None:
+        """Take one delivery report; ProcessingError when the message can't be delivered at all."""
+        if error is not None:
+            raise ProcessingError(
+                f"Kafka refused an output record: {error}.",
+                "look at the broker's limits and ACLs for the output topics; nothing was acknowledged",
+            )
+        self.pending -= 1
+        self.output.in_flight -= 1
+
+
+class Output:
+    """Where flows and dead letters go.
+
+    Attributes:
+        in_flight: records handed to the producer and not reported yet.
+        buffer_full: how often the producer's own queue was full.
+    """
+
+    def __init__(self, producer: Producer) -> None:
+        self._producer = producer
+        self.in_flight = 0
+        self.buffer_full = 0
+
+    def send(self, topic: str, key: bytes, value: bytes, timestamp_ms: int, entry: Entry) -> None:
+        """Send one record for an input message; waits where the producer's queue is full."""
+        entry.pending += 1
+        self.in_flight += 1
+        while True:
+            try:
+                self._producer.produce(topic, value, key, timestamp=timestamp_ms, on_delivery=entry.delivered)
+            except BufferError:
+                self.buffer_full += 1
+                self._producer.poll(FULL_POLL_SECONDS)
+            else:
+                return
+
+    def poll(self) -> None:
+        """Take the delivery reports that are there."""
+        self._producer.poll(0)
+
+    def flush(self, seconds: float) -> int:
+        """Send everything and return what is left after `seconds`."""
+        return self._producer.flush(seconds)

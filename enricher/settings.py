@@ -1,0 +1,128 @@
+"""Settings of the enricher: flags over environment over defaults, validated before anything is touched.
+
+Never reads files and never connects. Called by `run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from enricher.errors import SettingsError
+
+PREFIX = "PODWIRE_"
+
+
+class Settings(BaseSettings):
+    """What the enricher can be told; each field is also a flag, `--like-this`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+    cluster: str = Field(min_length=1, description="name of the cluster, as in every record and flow_id")
+    bootstrap: str = Field("127.0.0.1:9092", min_length=1, description="Kafka brokers, host:port,host:port")
+    registry_url: str = Field("", description="schema registry; empty takes the ids fixed in the catalog")
+    group: str = Field(
+        "", description="consumer group that workers share; empty takes podwire-enricher-CLUSTER"
+    )
+    window_ms: int = Field(
+        5000,
+        ge=100,
+        le=600_000,
+        description="milliseconds of log-append time in which the two halves of a connection must arrive; must "
+        "exceed the collectors' flush interval plus the time a flush may wait for Kafka, with a margin",
+    )
+    idle_slack_ms: int = Field(
+        500,
+        ge=0,
+        description="milliseconds that a quiet partition's windows stay open beyond the window, against the "
+        "difference between the broker's clock and ours",
+    )
+    metadata_wait_ms: int = Field(
+        5000,
+        ge=0,
+        description="milliseconds that a record may wait for metadata before it goes out UNRESOLVED",
+    )
+    cidr_names: Annotated[dict[str, tuple[str, ...]], NoDecode] = Field(
+        default_factory=dict,
+        description='named networks as JSON, {"office": ["203.0.113.0/24"]}; the longest range names an address',
+    )
+    cluster_cidrs: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="ranges of pod addresses, separated by commas; an address outside them is external without "
+        "waiting for metadata; empty takes any address for a possible pod's",
+    )
+    in_flight_max: int = Field(
+        50_000, ge=100, description="records sent and not acknowledged above which no more input is taken"
+    )
+    waiting_max: int = Field(
+        50_000, ge=0, description="records that wait for metadata above which no more input is taken"
+    )
+    stall_seconds: float = Field(
+        60.0, ge=5, description="seconds with input waiting and none processed after which the process ends"
+    )
+    stop_seconds: float = Field(
+        15.0, ge=1, description="seconds for an orderly end, after which the process ends anyway"
+    )
+    session_timeout_ms: int = Field(
+        10_000,
+        ge=6000,
+        description="milliseconds after which Kafka gives a silent worker's partitions to others",
+    )
+    http_host: str = Field("127.0.0.1", description="address that /metrics and /healthz listen on")
+    http_port: int = Field(0, ge=0, le=65_535, description="their TCP port; 0 takes any free one")
+
+    @field_validator("cidr_names", mode="before")
+    @classmethod
+    def _json(cls, value: Any) -> Any:
+        return json.loads(value or "{}") if isinstance(value, str) else value
+
+    @field_validator("cluster_cidrs", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("cidr_names", "cluster_cidrs")
+    @classmethod
+    def _are_networks(cls, value: Any) -> Any:
+        lists = value.values() if isinstance(value, dict) else [value]
+        for cidrs in lists:
+            for cidr in cidrs:
+                ipaddress.ip_network(cidr, strict=False)
+        return value
+
+    @property
+    def group_id(self) -> str:
+        """Consumer group, which is also Faust's application id."""
+        return self.group or f"podwire-enricher-{self.cluster}"
+
+
+def parse(arguments: list[str]) -> Settings:
+    """Return the settings from flags and environment; SettingsError names each wrong one.
+
+    `--help` prints all flags and leaves by SystemExit, as argparse does.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m enricher", description="Joins the halves of connections and names both ends."
+    )
+    for name, field in Settings.model_fields.items():
+        default = (
+            "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
+        )
+        text = f"{field.description} [{PREFIX}{name.upper()}; {default}]"
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=text.replace("%", "%%"))
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise SettingsError(
+            f"Settings are wrong: {wrong}.",
+            "set the flag (--like-this) or the variable (PODWIRE_LIKE_THIS); --help lists them all",
+        ) from error
