@@ -1,0 +1,122 @@
+"""`python -m tests.kernel.guests`: the kernel tests, or any command, on several kernels, and what came out as a matrix.
+
+The command behind `make kernels`. Progress and the guests' output go to standard error, the matrix to standard output.
+Exit status: 0 when the command succeeded in every guest, 1 when it did not in one, 2 when a guest could not be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from tests.kernel.guests import fetch, guest, image
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+KERNELS = "5.10,6.1,6.12,7"
+PYTEST = ("python", "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", "tests/kernel")
+_OUTCOME = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
+
+Column = dict[str, str]
+"""One guest's outcomes: by test, and by "exit status" for the whole command."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command of `arguments` in every guest they name, print the matrix, return the exit status."""
+    options = _options(arguments)
+    columns: dict[str, Column] = {}
+    try:
+        kernels = [fetch.kernel(line, refresh=options.refresh) for line in options.kernels.split(",")]
+        if options.fetch_only:
+            sys.stdout.writelines(
+                f"{kernel.line:8} {kernel.release:32} {kernel.folder}\n" for kernel in kernels
+            )
+            return 0
+        for kernel in kernels:
+            for cgroup in options.cgroup.split(","):
+                columns[f"{kernel.line} {cgroup}"] = _column(kernel, cgroup, options)
+    except (fetch.FetchError, image.ImageError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write(matrix(columns))
+    ends = [column["exit status"] for column in columns.values()]
+    return 2 if "none" in ends else int(any(end != "0" for end in ends))
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.kernel.guests", description=__doc__)
+    parser.add_argument(
+        "--kernels", default=KERNELS, help="version lines, comma between; 7 is the newest 7.x"
+    )
+    parser.add_argument("--cgroup", default="v2", help="v2, hybrid (v1 with v2 beside it) or v2,hybrid")
+    parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="per guest")
+    parser.add_argument("--refresh", action="store_true", help="look for newer kernels in the Debian mirror")
+    parser.add_argument(
+        "--fetch-only", action="store_true", help="fetch the kernels and name them, boot none"
+    )
+    parser.add_argument(
+        "command", nargs="*", help="what to run in the checkout's copy; default: the kernel tests"
+    )
+    options = parser.parse_args(arguments)
+    options.command = options.command or list(PYTEST)
+    if not set(options.cgroup.split(",")) <= {"v2", "hybrid"}:
+        parser.error(f"--cgroup {options.cgroup}: v2, hybrid or v2,hybrid")
+    return options
+
+
+def _column(kernel: fetch.Kernel, cgroup: guest.Cgroup, options: argparse.Namespace) -> Column:
+    """Run the command in one guest and return its outcomes; a guest that died has the exit status "none"."""
+    sys.stderr.write(f"[{kernel.line} {cgroup}] booting {kernel.release}\n")
+
+    def show(line: str) -> None:
+        sys.stderr.write(f"[{kernel.line} {cgroup}] {line}\n")
+
+    column: Column = {}
+
+    def hear(line: str) -> None:
+        show(line)
+        column.update(outcomes(line))
+
+    try:
+        result = guest.run(
+            kernel, options.command, cgroup=cgroup, timeout_seconds=options.timeout, on_line=hear
+        )
+    except guest.GuestError as error:
+        show(str(error))
+        return column | {"exit status": "none"}
+    show(f"exit status {result.exit_code} after {result.seconds:.1f} s")
+    return column | {"exit status": str(result.exit_code), "seconds": f"{result.seconds:.0f}"}
+
+
+def outcomes(line: str) -> Column:
+    """Return the test and its outcome if the line of `pytest -v` names one, else nothing."""
+    match = _OUTCOME.match(line)
+    return {match[1]: match[2].lower()} if match else {}
+
+
+def matrix(columns: Mapping[str, Column]) -> str:
+    """Return a table: one row per test in the order of its first guest, one column per guest."""
+    rows = list(
+        dict.fromkeys(name for column in columns.values() for name in sorted(column, key="::".__contains__))
+    )
+    rows.sort(key=lambda row: "::" not in row)
+    width = max(map(len, rows), default=0)
+    widths = {head: max(len(head), 8) for head in columns}
+    lines = [" ".join([" " * width, *(head.ljust(widths[head]) for head in columns)])]
+    lines += [
+        " ".join(
+            [
+                row.ljust(width),
+                *(column.get(row, "-").ljust(widths[head]) for head, column in columns.items()),
+            ]
+        )
+        for row in rows
+    ]
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
