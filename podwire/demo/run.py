@@ -151,8 +151,12 @@ def _demo(stop: Stop, seconds: float) -> tuple[totals.Totals, str | None]:
             stop.interrupting = False
         with _shown(running):
             stop.asked.wait(seconds or None)
-        print("\nEnding: the pods first, then the collector, so that the totals are complete.", flush=True)
-        return _end(running)
+            print(
+                "\nEnding: pods, then collector, then enricher, so that nothing in flight is missed.\n",
+                flush=True,
+            )
+            _drain(running)
+        return totals.read(running.kafka.bootstrap, (NAMESPACE, SERVICE))
 
 
 def _start(stack: ExitStack) -> Running:
@@ -275,8 +279,8 @@ def _print_flows(bootstrap: str, ended: threading.Event) -> None:
         reader.close()
 
 
-def _end(running: Running) -> tuple[totals.Totals, str | None]:
-    """End the traffic, let everything in flight arrive, and count."""
+def _drain(running: Running) -> None:
+    """End the traffic and let everything in flight arrive in the flows topic."""
     services, bootstrap = running.services, running.kafka.bootstrap
     for process in (running.client, *running.servers):
         process.terminate()
@@ -289,7 +293,6 @@ def _end(running: Running) -> tuple[totals.Totals, str | None]:
             flush=True,
         )
     enricher.stop()
-    return totals.read(bootstrap, (NAMESPACE, SERVICE))
 
 
 def _settled(enricher: Process) -> bool:

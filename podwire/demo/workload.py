@@ -16,7 +16,7 @@ import time
 
 PR_SET_NAME = 15
 TIMEOUT_SECONDS = 3.0
-REFUSED_EVERY = 15
+REFUSED_EVERY, REFUSED_AT = 15, 4
 ANSWER = b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n" + b'{"orders": []}' * 20
 
 
@@ -40,7 +40,7 @@ def serve(port: int) -> None:
 def ask(address: str, port: int, refused_port: int, interval_ms: int) -> None:
     """Ask for orders on a new connection every interval; now and then dial a port that refuses."""
     for number in itertools.count():
-        wrong = number % REFUSED_EVERY == REFUSED_EVERY - 1
+        wrong = number % REFUSED_EVERY == REFUSED_AT
         try:
             request(address, refused_port if wrong else port, number)
         except OSError as error:
