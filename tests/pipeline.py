@@ -146,10 +146,13 @@ class Pipeline:
 
     def of(self, pod: Pod, said: list[dict[str, Any]]) -> dict[int, list[Flow]]:
         """Return the flow records of the connections that a program in `pod` said it made, by client port."""
-        ports = {one["port"] for one in said}
+        made = {(one["pid"], one["port"]) for one in said}  # another program may have had the port before
         found: dict[int, list[Flow]] = defaultdict(list)
         for flow in self.flows.values():
-            if flow["client_address"] in (pod.ip, pod.ip6) and flow["client_port"] in ports:
+            if (
+                flow["client_address"] in (pod.ip, pod.ip6)
+                and (flow["client_pid"], flow["client_port"]) in made
+            ):
                 found[flow["client_port"]].append(flow)
         return found
 
