@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from collector.node.columns import Owners, tcp_event_columns, tcp_keys
+from collector.node.columns import tcp_event_columns, tcp_keys
 from collector.node.encode import Header, encode_events, raw_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from collector.node.clock import ClockOffset
-    from collector.node.columns import Events, Origin
+    from collector.node.columns import Events, Origin, Owners
     from collector.node.encode import Integers
 
 BATCH_BYTES_MAX = 900_000  # of events and their sizes; Kafka's default limit of a message is 1,048,588 bytes
@@ -54,9 +54,8 @@ class Batcher:
         keys = tcp_keys(events, self._origin)
         partitions = keys % np.uint64(self._partitions)
         order = np.argsort(partitions, kind="stable")
-        ordered = Owners(owners.pod_uids[order], owners.container_ids[order], owners.from_namespace[order])
-        columns = tcp_event_columns(events[order], keys[order], ordered, clock)
-        bodies, sizes = encode_events(columns, len(events))
+        columns = tcp_event_columns(events, keys, owners, clock)
+        bodies, sizes = encode_events(columns, order)
         ends = np.cumsum(sizes)
         edges = np.searchsorted(partitions[order], np.arange(self._partitions + 1))
         made = []

@@ -160,7 +160,7 @@ def _times(events: Events, clock: ClockOffset) -> dict[str, Column]:
     event_us = time_ns.astype(np.int64) // 1000 + clock.offset_us
     since = np.where(failed, start_ns, established_ns)
     return {
-        "event_unix_us": np.clip(event_us, EVENT_UNIX_US_MIN, EVENT_UNIX_US_MAX),
+        "event_unix_us": np.minimum(np.maximum(event_us, EVENT_UNIX_US_MIN), EVENT_UNIX_US_MAX),
         "handshake_us": Nullable(
             _between_us(start_ns, established_ns), (events["role"] == Role.CLIENT) & started & established
         ),

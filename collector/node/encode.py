@@ -227,18 +227,23 @@ def _event_plan() -> tuple[_Run, ...]:
     return _plan(fields["events"]["type"]["items"]["fields"])
 
 
-def encode_events(columns: Columns, rows: int) -> tuple[bytes, Integers]:
-    """Return (encodings of `rows` TcpEvents one after the other, size of each in bytes).
+def encode_events(columns: Columns, order: Integers) -> tuple[memoryview, Integers]:
+    """Return (encodings of TcpEvents one after the other, size of each in bytes), in the given order of rows.
 
     `columns` holds one column per field of TcpEvent, by name: uint8 rows for `fixed`, indexes for enums, int64 for
-    int and long, Nullable, Text. About 0.5 us per event from 1,000 rows on, numpy's call costs below that.
+    int and long, Nullable, Text; `order` holds each row's number once. About 0.6 us per event from 1,000 rows on,
+    numpy's call costs below that.
     """
+    rows = len(order)
     pieces = [piece for run in _event_plan() for piece in run.pieces(columns, rows)]
     sizes: Integers = np.zeros(rows, np.int64)
     for piece in pieces:
         sizes += piece.sizes
-    starts = np.cumsum(sizes) - sizes
-    total = int(sizes.sum())
+    ordered_sizes = sizes[order]
+    ends = np.cumsum(ordered_sizes)
+    starts: Integers = np.empty(rows, np.int64)
+    starts[order] = ends - ordered_sizes
+    total = int(ends[-1]) if rows else 0
     out = np.empty(total + TEXT_BYTES_MAX + 1, np.uint8)
     at = starts.copy()
     for piece in pieces:
@@ -246,7 +251,7 @@ def encode_events(columns: Columns, rows: int) -> tuple[bytes, Integers]:
         at += piece.sizes
     # The last pieces of a record run over into the next one's first piece: store that again.
     _at_any_byte(out, pieces[0].values.dtype)[starts] = pieces[0].values
-    return out[:total].tobytes(), sizes
+    return out[:total].data, ordered_sizes
 
 
 def _at_any_byte(out: Bytes2D, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -262,7 +267,13 @@ def varints(values: Integers) -> bytes:
 
 
 def _long(value: int) -> bytes:
-    return varints(np.array([value], np.int64))
+    rest = (value << 1) ^ (value >> 63)
+    out = bytearray()
+    while rest > 0x7F:  # noqa: PLR2004 (seven bits)
+        out.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    out.append(rest)
+    return bytes(out)
 
 
 def _string(text: str) -> bytes:
@@ -290,7 +301,7 @@ class Header:
         return b"".join(_string(value) if isinstance(value, str) else _long(value) for value in values)
 
 
-def raw_batch(schema_id: int, header: Header, sizes: Integers, bodies: bytes) -> bytes:
+def raw_batch(schema_id: int, header: Header, sizes: Integers, bodies: bytes | memoryview) -> bytes:
     """Return the framed RawBatch of at least one event: prefix, header, `sizes` and `bodies`.
 
     Both arrays are one block of a positive count: one library can't read sized blocks of a negative count.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collector.node.spool import Spool, SpoolFile
 
 RING_USE_MAX = 0.5
-POLL_SECONDS = 0.1
+POLL_SECONDS_MIN = 0.001  # librdkafka counts in whole milliseconds: less would not wait at all
 _REFUSED_FOR_GOOD = frozenset(
     (
         KafkaError.MSG_SIZE_TOO_LARGE,
@@ -172,7 +172,7 @@ class Publisher:
 
     def poll(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` for acknowledgements and take them in."""
-        self._producer.poll(timeout_s)
+        self._producer.poll(max(timeout_s, POLL_SECONDS_MIN))
 
     def idle(self) -> bool:
         """Return whether all that was submitted has been acknowledged."""

@@ -58,12 +58,12 @@ def column_of(field: dict[str, Any], values: list[Any]) -> Any:
     return np.array(values, np.int64)
 
 
-def encode(events: list[dict[str, Any]]) -> tuple[bytes, np.ndarray]:
+def encode(events: list[dict[str, Any]], order: np.ndarray | None = None) -> tuple[memoryview, np.ndarray]:
     """Return what our encoder makes of records."""
     columns = {
         field["name"]: column_of(field, [event[field["name"]] for event in events]) for field in FIELDS
     }
-    return encode_events(columns, len(events))
+    return encode_events(columns, np.arange(len(events)) if order is None else order)
 
 
 @settings(deadline=None, max_examples=150)
@@ -79,6 +79,23 @@ def test_encoding_is_fastavros_byte_for_byte(events: list[dict[str, Any]]) -> No
         assert bodies[at : at + size] == expected.getvalue()
         at += size
     assert at == len(bodies)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(EVENT, min_size=1, max_size=6).flatmap(
+        lambda made: st.tuples(st.just(made), st.permutations(range(len(made))))
+    )
+)
+def test_encoding_in_another_order_is_that_of_reordered_events(
+    case: tuple[list[dict[str, Any]], list[int]],
+) -> None:
+    """Giving an order is the same as giving the rows in that order."""
+    made, order = case
+    bodies, sizes = encode(made, np.array(order))
+    expected, expected_sizes = encode([made[row] for row in order])
+    assert bodies == expected
+    assert sizes.tolist() == expected_sizes.tolist()
 
 
 @settings(deadline=None, max_examples=30)

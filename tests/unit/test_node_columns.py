@@ -153,7 +153,7 @@ def test_head_has_its_fixed_width_even_with_a_clock_in_1970() -> None:
     for offset in (0, CLOCK.offset_us, 2**60):
         keys = tcp_keys(made, ORIGIN)
         found = tcp_event_columns(made, keys, no_owners(3), ClockOffset(offset, 1))
-        bodies, sizes = encode_events(found, 3)
+        bodies, sizes = encode_events(found, np.arange(3))
         for start in np.cumsum(sizes) - sizes:
             head = bodies[start : start + HEAD_BYTES]
             assert head[-16:] == bytes(range(16))
