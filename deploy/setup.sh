@@ -20,7 +20,8 @@ fail() {
 
 # step NUMBER "what" COMMAND...: runs the command with its output in the log, one dot per 10 s.
 step() {
-    local number=$1 what=$2 begin=$SECONDS
+    local number=$1 what=$2 begin=$SECONDS said_before
+    said_before=$(stat -c %s "$LOG")
     shift 2
     printf '[%d/%d] %s ... ' "$number" "$STEPS" "$what"
     "$@" >>"$LOG" 2>&1 </dev/null &
@@ -35,7 +36,7 @@ step() {
     wait "$dots" 2>/dev/null || true
     if ((status != 0)); then
         printf 'failed\n\nThe end of %s:\n' "$LOG" >&2
-        tail -n 25 "$LOG" >&2
+        tail -c "+$((said_before + 1))" "$LOG" | tail -n 25 >&2
         exit 1
     fi
     printf 'done in %d s\n' $((SECONDS - begin))
@@ -99,7 +100,7 @@ stamp() { printf '%s\n' "$2" >"$STAMPS/$1"; }
 
 make_venv() {
     [ -x "$VENV/bin/python" ] && "$VENV/bin/python" -c 'import pip' || "$(python_command)" -m venv --clear "$VENV"
-    "$VENV/bin/python" -m pip install --disable-pip-version-check --require-hashes -r requirements/all.txt
+    "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off --require-hashes -r requirements/all.txt
     # The checkout itself becomes importable, without a build.
     pwd >"$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/podwire-checkout.pth"
 }

@@ -42,6 +42,11 @@ def _run(*command: str, stdin: str = "") -> str:
     return done.stdout
 
 
+def _run_in(netns: str, *command: str, stdin: str = "") -> str:
+    """Run in a network namespace; unlike `ip netns exec`, without new mounts of /sys."""
+    return _run("nsenter", f"--net=/run/netns/{netns}", "--", *command, stdin=stdin)
+
+
 @dataclass(frozen=True)
 class Pod:
     """One pod of a lab.
@@ -174,12 +179,11 @@ class Lab:
 
     @staticmethod
     def _ip(netns: str, lines: Sequence[str]) -> None:
-        _run("ip", "-netns", netns, "-batch", "-", stdin="\n".join(lines) + "\n")
+        _run_in(netns, "ip", "-batch", "-", stdin="\n".join(lines) + "\n")
 
     @staticmethod
     def _sysctl(netns: str, name: str, value: str) -> None:
-        write = f"echo {value} >/proc/sys/{name}"
-        _run("nsenter", f"--net=/run/netns/{netns}", "--", "sh", "-c", write)
+        _run_in(netns, "sh", "-c", f"echo {value} >/proc/sys/{name}")
 
     def pod(
         self,
@@ -264,7 +268,7 @@ class Lab:
         )
         backends = tuple(str(pod.ip6 if ":" in address else pod.ip) for pod in pods)
         self._forwardings.append(nat.Forwarding(address, ports, backends, snat_ports))
-        _run("ip", "netns", "exec", self._netns, "nft", "-f", "-", stdin=nat.rules(self._forwardings))
+        _run_in(self._netns, "nft", "-f", "-", stdin=nat.rules(self._forwardings))
         return address
 
     def manifest(self) -> dict[str, Any]:
