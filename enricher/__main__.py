@@ -11,6 +11,27 @@ from enricher.errors import FatalError
 from enricher.run import leave, run
 
 
+class Repeats(logging.Filter):
+    """Lets a library's message through once per interval, since aiokafka says several a second without a broker.
+
+    Messages count as the same when logger and text before its arguments are the same.
+    """
+
+    def __init__(self, interval_seconds: float = 30.0) -> None:
+        super().__init__()
+        self._interval_seconds = interval_seconds
+        self._last: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is the first of its kind in this interval."""
+        key = (record.name, str(record.msg))
+        last = self._last.get(key)
+        if last is not None and record.created - last < self._interval_seconds:
+            return False
+        self._last[key] = record.created
+        return True
+
+
 def main(arguments: list[str]) -> int:
     """Run the enricher; return the process's exit status."""
     _configure_logs()
@@ -45,6 +66,7 @@ def _configure_logs() -> None:
             ],
         )
     )
+    handler.addFilter(Repeats())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
 
 

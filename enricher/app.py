@@ -16,6 +16,7 @@ import faust
 import structlog
 
 from enricher.engine import RawMessage
+from enricher.kafka import KafkaException
 from schemas import catalog
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 TICK_SECONDS = 0.01
 IDLE_CHECK_SECONDS = 0.2
+WARM_UP_RETRY_SECONDS = 1.0
 POLL_RECORDS_MAX = 500
 BUFFERED_MESSAGES_MAX = 256
 COMMIT_SECONDS = 0.5
@@ -98,6 +100,7 @@ class Worker:
         )
         app.agent(topic, name="enricher")(self._process)
         app.task(self._drive)
+        app.task(self._idle)
         app.on_partitions_assigned.connect(self._on_assigned, weak=False)
         app.on_partitions_revoked.connect(self._on_revoked, weak=False)
         app.on_before_shutdown.connect(self._on_before_shutdown, weak=False)
@@ -115,6 +118,9 @@ class Worker:
 
     async def _drive(self) -> None:
         await self._guard(self._tick_all())
+
+    async def _idle(self) -> None:
+        await self._guard(self._close_idle_windows())
 
     async def _take_all(self, stream: Any) -> None:
         async for event in stream.noack().events():
@@ -141,25 +147,27 @@ class Worker:
         )
 
     async def _tick_all(self) -> None:
-        """Take metadata and delivery reports at every tick, and close the windows of quiet partitions."""
-        next_idle_check = 0.0
+        """Take metadata and delivery reports at every tick."""
         while not self.app.should_stop:
             self._engine.tick(self._metadata.drain(), wall_ms())
             if not self._is_full():
                 self._room.set()
-            if time.monotonic() >= next_idle_check:
-                next_idle_check = time.monotonic() + IDLE_CHECK_SECONDS
-                await self._tell_idle()
             await asyncio.sleep(TICK_SECONDS)
 
-    async def _tell_idle(self) -> None:
-        for partition in list(self._engine.partitions.values()):
-            now_ms = wall_ms()
-            if not self._warm[partition].done() or not self._engine.has_idle_halves(partition, now_ms):
-                continue
-            end = await asyncio.to_thread(self._reader.end, partition.number)
-            if end == partition.position and not partition.dropped:
-                self._engine.tell_idle(partition, now_ms)
+    async def _close_idle_windows(self) -> None:
+        """Send the halves that wait on partitions which have nothing more to read, for as long as the worker runs."""
+        while not self.app.should_stop:
+            for partition in list(self._engine.partitions.values()):
+                now_ms = wall_ms()
+                if not self._warm[partition].done() or not self._engine.has_idle_halves(partition, now_ms):
+                    continue
+                try:
+                    end = await asyncio.to_thread(self._reader.end, partition.number)
+                except KafkaException:
+                    continue  # nobody knows the end while the broker is away; asked again at the next round
+                if end == partition.position and not partition.dropped:
+                    self._engine.tell_idle(partition, now_ms)
+            await asyncio.sleep(IDLE_CHECK_SECONDS)
 
     def _begin(self, number: int, position: int | None) -> Partition:
         """Begin with a partition at an offset and rebuild its waiting halves in the background."""
@@ -169,12 +177,20 @@ class Worker:
         return partition
 
     async def _warm_up(self, partition: Partition) -> None:
+        """Find where the partition begins and rebuild its waiting halves, as often as it takes."""
         number = partition.number
-        if partition.position is None:
-            committed = await asyncio.to_thread(self._reader.committed, [number])
-            partition.position = committed[number]
-        if partition.position is not None:
-            await asyncio.to_thread(self._rebuild, partition, partition.position)
+        while not partition.dropped:
+            try:
+                if partition.position is None:
+                    committed = await asyncio.to_thread(self._reader.committed, [number])
+                    partition.position = committed[number]
+                if partition.position is not None:
+                    await asyncio.to_thread(self._rebuild, partition, partition.position)
+            except KafkaException as error:
+                log.warning("warm_up_failed", partition=number, error=str(error))
+                await asyncio.sleep(WARM_UP_RETRY_SECONDS)
+            else:
+                return
 
     def _rebuild(self, partition: Partition, position: int) -> None:
         before = self._reader.before(

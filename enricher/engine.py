@@ -134,8 +134,7 @@ class Engine:
         What they completed was delivered before their offsets were committed. May run in another thread as
         long as the partition is not used.
         """
-        pairing = partition.pairing
-        pairing.counts = PairCounts()
+        pairing = partition.pairing = Pairing(self._limits.window_ms, PairCounts())
         for append_ms, value in messages:
             halves = raw.cut(value, partition.number, self._ids, self._raw_id)
             if isinstance(halves, list):

@@ -44,11 +44,15 @@ class Waiting:
     def __init__(self) -> None:
         self.what: str | None = "start"
 
-    def __call__(self, what: str) -> None:
-        """Note that `what` is missing, and wait a second before the caller looks again."""
+    def say(self, what: str) -> None:
+        """Note that `what` is missing; said once in the log."""
         if what != self.what:
             log.info("waiting", **{"for": what})
         self.what = what
+
+    def __call__(self, what: str) -> None:
+        """Note that `what` is missing, and wait a second before the caller looks again."""
+        self.say(what)
         time.sleep(RETRY_SECONDS)
 
 
@@ -94,8 +98,8 @@ def _assemble(settings: Settings, ids: SchemaIds, exporting: CollectorRegistry, 
     history = History()
     reader = metadata.MetadataReader(settings.bootstrap, ids)
     reader.start()
-    while not reader.ready.is_set():
-        waiting("metadata to its end")
+    while not reader.ready.wait(RETRY_SECONDS):
+        waiting.say("metadata to its end")
     metadata.apply(history, reader.drain())
     waiting.what = None
     log.info("metadata_read", pods=history.pods)
