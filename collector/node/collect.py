@@ -183,7 +183,7 @@ class NodeCollector:
             if self._probes.events.read_position == before:  # a record that its CPU never finished
                 break
         self._batcher = None
-        while not self._publisher.idle() and time.monotonic() < deadline_s:
+        while self._publisher.is_open and not self._publisher.idle() and time.monotonic() < deadline_s:
             self._publisher.turn(time.monotonic())
             wait(FINISH_POLL_SECONDS)
         if self._reporter is not None and self._publisher.is_open and self._publisher.idle():

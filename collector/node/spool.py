@@ -78,10 +78,13 @@ class Spool:
             try:
                 with path.open("rb") as source:
                     events = sum(batch[1] for batch in json.loads(source.readline())["batches"])
+                file = SpoolFile(path, path.stat().st_size, events)
             except (ValueError, KeyError, TypeError, IndexError):
                 self._set_aside(path, "its first line is damaged")
                 continue
-            file = SpoolFile(path, path.stat().st_size, events)
+            except OSError as error:
+                self._set_aside(path, f"it can't be read: {error.strerror}")
+                continue
             self._account(file, 1)
             found.append(file)
         return found
