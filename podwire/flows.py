@@ -6,10 +6,11 @@ matters. Called by `observe` and the demo.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from schemas import catalog, codec
 
@@ -23,6 +24,7 @@ Flow = dict[str, Any]
 POLL_SECONDS = 0.2
 ANSWER_SECONDS_MAX = 10.0
 BATCH_MESSAGES_MAX = 500
+NO_LEADER = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 
 
 class FlowReader:
@@ -56,12 +58,21 @@ class FlowReader:
         found = self._consumer.list_topics(self._topic, timeout=ANSWER_SECONDS_MAX).topics[self._topic]
         if found.error is not None:
             raise KafkaException(found.error)
-        return {
-            partition: self._consumer.get_watermark_offsets(
-                TopicPartition(self._topic, partition), timeout=ANSWER_SECONDS_MAX
-            )
-            for partition in found.partitions
-        }
+        return {partition: self._bounds_of(partition) for partition in found.partitions}
+
+    def _bounds_of(self, partition: int) -> tuple[int, int]:
+        """Return a partition's (first, end); asks again while it has no leader, as just after its creation."""
+        deadline = time.monotonic() + ANSWER_SECONDS_MAX
+        while True:
+            at = TopicPartition(self._topic, partition)
+            try:
+                first, end = self._consumer.get_watermark_offsets(at, timeout=ANSWER_SECONDS_MAX)
+            except KafkaException as error:
+                if error.args[0].code() not in NO_LEADER or time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_SECONDS)  # Kafka tells nobody of an election
+            else:
+                return first, end
 
     def offsets_at(self, unix_ms: int) -> dict[int, int]:
         """Return per partition the offset of the first flow whose event time is at or after `unix_ms`."""

@@ -52,12 +52,19 @@ class Pipeline:
     """
 
     def __init__(
-        self, name: str, folder: Path, settings: Mapping[str, str] | None = None, *, restart: bool = True
+        self,
+        name: str,
+        folder: Path,
+        settings: Mapping[str, str] | None = None,
+        *,
+        restart: bool = True,
+        broker_from_start: bool = True,
     ) -> None:
         self.name = name
         self.folder = folder
         self._settings = settings or {}
         self._restart = restart
+        self._broker_from_start = broker_from_start
         self._stack = ExitStack()
         self.flows: dict[tuple[str, str, str, int, int], Flow] = {}
         self.repeats: Counter[tuple[str, str, str, int, int]] = Counter()
@@ -78,8 +85,9 @@ class Pipeline:
         self.lab = self._stack.enter_context(Lab(self.name))
         self.broker = Broker(self.folder / "kafka")
         self._stack.callback(self.broker.stop)
-        self.broker.start()
-        topics.create(self.broker.bootstrap)
+        if self._broker_from_start:
+            self.broker.start()
+            topics.create(self.broker.bootstrap)
         pins = self.folder / "pins"
         pins.mkdir()
         self._stack.enter_context(mounts.mounted("tracefs", mounts.TRACEFS))

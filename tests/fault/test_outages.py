@@ -134,4 +134,6 @@ def test_outage_in_mid_traffic_loses_no_flow(shop: Shop, fault: Callable[[Shop, 
     fault(shop, traffic)
     traffic.more()
     check_nothing_is_missing(shop, traffic.end())
-    assert 'podwire_node_lost_events_total{reason="ring_full"} 0.0' in shop.services.processes["node"].metrics()
+    assert (
+        'podwire_node_lost_events_total{reason="ring_full"} 0.0' in shop.services.processes["node"].metrics()
+    )
