@@ -166,14 +166,15 @@ class SyntheticProbes:
 
     def read(self, records_max: int) -> np.ndarray:
         """Return the next events, at most `records_max`."""
-        parts = [np.empty(0, EVENT)]
-        while self._waiting and records_max > 0:
+        taken = np.empty(min(records_max, sum(map(len, self._waiting))), EVENT)
+        at = 0
+        while at < len(taken):
             first = self._waiting.popleft()
-            if len(first) > records_max:
-                self._waiting.appendleft(first[records_max:])
-            parts.append(first[:records_max])
-            records_max -= len(parts[-1])
-        taken = np.concatenate(parts)
+            part = first[: len(taken) - at]
+            taken[at : at + len(part)] = part
+            at += len(part)
+            if len(part) < len(first):
+                self._waiting.appendleft(first[len(part) :])
         self.events.read_position += len(taken) * RING_RECORD_BYTES
         return taken
 
