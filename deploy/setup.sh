@@ -58,14 +58,12 @@ missing_packages() {
     has bpftool || echo bpftool
     has make || echo make
     [ -e /usr/include/bpf/bpf_helpers.h ] || echo libbpf-dev
-    ls /usr/lib/*/libbpf.so.1 /usr/lib/libbpf.so.1 /usr/lib64/libbpf.so.1 >/dev/null 2>&1 || has_libbpf || echo libbpf1
+    [[ $(ldconfig -p 2>/dev/null) == *libbpf.so.1* ]] || echo libbpf1
     [ -e /usr/include/linux/bpf.h ] || echo linux-libc-dev
     java_is_new || echo openjdk-17-jre-headless
     kafka_is_there || has mvn || echo maven
     [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
 }
-
-has_libbpf() { ldconfig -p 2>/dev/null | grep -q 'libbpf\.so\.1 '; }
 
 java_is_new() {
     local version

@@ -68,8 +68,8 @@ class ComposeBroker:
         self.bootstrap = f"127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Start it and return when its health check passes; BrokerError when it does not."""
-        done = self._compose("up", "--detach", "--wait", "kafka")
+        """Start it without old data and return when its health check passes; BrokerError when it does not."""
+        done = self._compose("up", "--detach", "--wait", "--force-recreate", "--renew-anon-volumes", "kafka")
         if done is None or done.returncode != 0:
             said = "no answer in time" if done is None else done.stderr.strip()[-1000:]
             self.stop()

@@ -14,6 +14,7 @@ from pathlib import Path
 from podwire.demo import mounts
 
 MARK = "PODWIRE_DEMO_PROCESS"
+OWNER = "podwire-demo"
 
 
 def mark() -> None:
@@ -37,4 +38,4 @@ def remove() -> None:
     for pid in processes():
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    mounts.remove_leftovers()
+    mounts.remove(OWNER)

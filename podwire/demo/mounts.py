@@ -1,6 +1,6 @@
 """The kernel file systems that the probes want, mounted for one run and unmounted after it.
 
-Owns only mounts whose source is called `podwire-demo`; a mount that somebody else made stays. Called by
+Owns only mounts whose source is the owner's name; a mount that somebody else made stays. Called by
 `podwire.demo.run` and the tests.
 """
 
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SOURCE = "podwire-demo"
 TRACEFS = Path("/sys/kernel/tracing")
 
 
@@ -28,27 +27,28 @@ def _mounts() -> list[tuple[str, str, str]]:
     return found
 
 
-def ours() -> list[Path]:
-    """Return the mount points that a demo made, the latest first."""
-    return [Path(point) for point, _, source in reversed(_mounts()) if source == SOURCE]
+def of(owner: str) -> list[Path]:
+    """Return the mount points that `owner` made, the latest first."""
+    return [Path(point) for point, _, source in reversed(_mounts()) if source == owner]
 
 
-def remove_leftovers() -> None:
-    """Unmount what a killed run left."""
-    for point in ours():
+def remove(owner: str) -> None:
+    """Unmount what a killed run of `owner` left."""
+    for point in of(owner):
         _unmount(point)
 
 
 @contextmanager
-def mounted(kind: str, point: Path) -> Iterator[bool]:
+def mounted(kind: str, point: Path, owner: str = "podwire") -> Iterator[bool]:
     """Mount a file system of `kind` on `point` while the block runs; yield whether it is there.
 
-    Where something of that kind is mounted already, nothing is done. Not being allowed to mount is no error.
+    `owner` is the mount's source, by which leftovers are found. Where something of that kind is mounted already,
+    nothing is done. Not being allowed to mount is no error.
     """
     if any(where == str(point) and is_ == kind for where, is_, _ in _mounts()):
         yield True
         return
-    command = ["mount", "-t", kind, SOURCE, str(point)]
+    command = ["mount", "-t", kind, owner, str(point)]
     made = subprocess.run(command, capture_output=True, check=False).returncode == 0
     try:
         yield made

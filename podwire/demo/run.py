@@ -175,8 +175,8 @@ def _start(stack: ExitStack) -> Running:
         kafka = _kafka(stack)
         topics.create(kafka.bootstrap)
     with _step(3, "Collectors and enricher"):
-        stack.enter_context(mounts.mounted("tracefs", mounts.TRACEFS))
-        pinnable = stack.enter_context(mounts.mounted("bpf", pins))
+        stack.enter_context(mounts.mounted("tracefs", mounts.TRACEFS, leftovers.OWNER))
+        pinnable = stack.enter_context(mounts.mounted("bpf", pins, leftovers.OWNER))
         services = Services(
             RUN_FOLDER / "services",
             bootstrap=kafka.bootstrap,
@@ -211,12 +211,12 @@ def _kafka(stack: ExitStack) -> Kafka:
     """Start Kafka by Docker where that works, else from the jars."""
     if compose.available():
         kafka: Kafka = compose.ComposeBroker()
+        stack.callback(kafka.stop)
         try:
             kafka.start()
         except BrokerError as error:
             print(f"not by Docker ({error}) ... ", end="", flush=True)
         else:
-            stack.callback(kafka.stop)
             return kafka
     kafka = Broker(RUN_FOLDER / "kafka")
     stack.callback(shutil.rmtree, RUN_FOLDER / "kafka" / "data", ignore_errors=True)

@@ -61,7 +61,7 @@ def left_behind() -> list[str]:
     return [
         *(str(path) for path in Path("/run/netns").glob("podwire-demo-*")),
         *(str(mount / "podwire-demo") for mount in cgroup.hierarchies() if (mount / "podwire-demo").exists()),
-        *(str(point) for point in mounts.ours()),
+        *(str(point) for point in mounts.of(leftovers.OWNER)),
         *(f"process {pid}" for pid in leftovers.processes()),
         *(line for line in tables.splitlines() if "podwire" in line),
     ]
