@@ -138,15 +138,19 @@ def _figures(flow: Flow) -> Iterator[str]:
     if flow["errno"]:
         yield f"errno={flow['errno']}"
     if flow["handshake_us"] is not None and flow["record_type"] == "OPEN":
-        yield f"handshake={flow['handshake_us'] / 1000:.1f}ms"
+        yield f"handshake={_span(flow['handshake_us'])}"
     if flow["duration_us"] is not None:
-        yield f"after={flow['duration_us'] / 1e6:.3f}s"
+        yield f"after={_span(flow['duration_us'])}"
     sent = _first(flow["client_bytes_sent"], flow["server_bytes_received"])
     received = _first(flow["client_bytes_received"], flow["server_bytes_sent"])
     if sent is not None and received is not None:
-        yield f"bytes={sent}/{received}"
+        yield f"sent={sent}B received={received}B"
     if flow["observed_by"] != "BOTH":
         yield f"seen by {flow['observed_by'].lower()} only"
+
+
+def _span(us: int) -> str:
+    return f"{us / 1000:.1f}ms" if us < 1_000_000 else f"{us / 1e6:.1f}s"
 
 
 def _first(*values: int | None) -> int | None:

@@ -102,7 +102,7 @@ def test_compact_line_of_a_failure_tells_outcome_and_errno() -> None:
             server_port=None,
         )
     )
-    assert line.endswith("-> shop/api:80 REFUSED errno=111 after=0.003s seen by client only")
+    assert line.endswith("-> shop/api:80 REFUSED errno=111 after=2.5ms seen by client only")
 
 
 def test_compact_line_marks_what_is_not_sure() -> None:
