@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from collector.node.spool import Spool, SpoolFile
 
-RING_USE_MAX = 0.5
+RING_USE_MAX = 0.75  # at this share of the ring nothing waits for Kafka any more
 POLL_SECONDS_MIN = 0.001  # librdkafka counts in whole milliseconds: less would not wait at all
 _REFUSED_FOR_GOOD = frozenset(
     (
@@ -257,11 +257,13 @@ class Publisher:
             self._unsent.appendleft(flush)
 
     def _spool_waiting(self, now_s: float) -> None:
-        pressed = self._ring.used_bytes() > RING_USE_MAX * self._ring.size_bytes
+        """Write to the spool what waited too long: `spool_after_s` at an empty ring, the less the fuller it is."""
+        use = self._ring.used_bytes() / self._ring.size_bytes
+        patience_s = self._spool_after_s * max(0.0, 1 - use / RING_USE_MAX)
         for flush in self._holding:
-            late = now_s - flush.created_s >= self._spool_after_s
+            late = now_s - flush.created_s >= patience_s
             stuck = self._queue_full and flush.queued
-            if not flush.safe() and (pressed or late or stuck) and not self._store(flush):
+            if not flush.safe() and (late or stuck) and not self._store(flush):
                 return
 
     def _store(self, flush: _Flush) -> bool:

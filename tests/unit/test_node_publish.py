@@ -123,13 +123,16 @@ def test_late_flush_is_spooled_and_its_space_released(rig: Rig) -> None:
     assert rig.publisher.idle()
 
 
-def test_full_ring_is_spooled_at_once(rig: Rig) -> None:
-    """Above half of the ring nothing waits for Kafka."""
-    rig.submit(600, b"a")
-    rig.ring.used = 600
-    rig.publisher.turn(0.0)
-    assert rig.ring.released == 600
+@pytest.mark.parametrize(("used", "patience_s"), [(0, 2.0), (375, 1.0), (600, 0.4), (750, 0.0), (1000, 0.0)])
+def test_patience_ends_as_the_ring_fills(rig: Rig, used: int, patience_s: float) -> None:
+    """A flush may wait for Kafka the shorter, the fuller the ring is; from three quarters on not at all."""
+    rig.submit(used, b"a")
+    rig.ring.used = used
+    rig.publisher.turn(patience_s - 0.01)
+    assert rig.spool.waiting_events == 0
+    rig.publisher.turn(patience_s + 0.01)
     assert rig.spool.waiting_events == 10
+    assert rig.ring.released == used
 
 
 def test_full_queue_is_spooled_and_read_back(tmp_path: Path) -> None:
