@@ -115,7 +115,12 @@ def wait_for_topic(
 
 
 def read_to_end(bootstrap: str, topic: Topic, *, timeout_seconds: float = 60) -> Iterator[Message]:
-    """Yield the committed messages of a topic of one partition from its beginning to its present end."""
+    """Yield the committed messages of a topic of one partition from its beginning to its present end.
+
+    Librdkafka says that the end is reached only when nothing came for a while, so a topic that is written
+    without pause ends at the first message behind the end that it had at the beginning. TimeoutError after
+    `timeout_seconds`, KafkaException when the broker does not answer in the beginning.
+    """
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
@@ -127,6 +132,7 @@ def read_to_end(bootstrap: str, topic: Topic, *, timeout_seconds: float = 60) ->
         }
     )
     try:
+        _, end = consumer.get_watermark_offsets(TopicPartition(topic.name, 0), timeout=10)
         consumer.assign([TopicPartition(topic.name, 0, 0)])
         deadline = time.monotonic() + timeout_seconds
         while time.monotonic() < deadline:
@@ -135,6 +141,8 @@ def read_to_end(bootstrap: str, topic: Topic, *, timeout_seconds: float = 60) ->
                 continue
             if message.error() is None:
                 yield message
+                if message.offset() >= end - 1:
+                    return
             elif message.error().code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 (librdkafka's name)
                 return
             elif message.error().fatal():

@@ -130,10 +130,10 @@ class Following:
 
     def trouble(self, what: str, error: ApiError) -> None:
         """Count a failed request, and say it once until it changes or goes away."""
+        said, self._troubles[what] = self._troubles.get(what), str(error)
         self.metrics.source_errors.labels(what, error.reason).inc()
-        if self._troubles.get(what) != str(error) and not self.stopping.is_set():
+        if said != str(error) and not self.stopping.is_set():
             log.warning("kubernetes_request_failed", kind=what, reason=error.reason, error=str(error))
-        self._troubles[what] = str(error)
 
     def fine(self, what: str) -> None:
         """Note that requests work."""
@@ -230,6 +230,8 @@ class _Follower:
         timeout_seconds = random.randint(*self._source.watch_seconds)  # noqa: S311 (spreads reconnects)
         with self._source.api.watch(self._kind, version, timeout_seconds) as watch:
             self._watch = watch
+            if self._source.stopping.is_set():
+                raise StoppedError
             try:
                 with self._lock:
                     self._completeness.opened(self._source.now_us())

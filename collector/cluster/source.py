@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -162,8 +162,9 @@ class Watch:
                         yield _event(orjson.loads(line))
 
     def cancel(self) -> None:
-        """End a read that waits in another thread."""
-        self._response.shutdown()
+        """End a read that waits in another thread; a watch that has just ended by itself has no socket any more."""
+        with suppress(ValueError, OSError):
+            self._response.shutdown()
 
 
 def _version(document: Any) -> Any:

@@ -75,13 +75,13 @@ class _Objects:
 
     Attributes:
         records: last record of each, framed Avro; with history, so also of those that are gone.
-        versions: resourceVersion of each that is there; empty where it isn't known.
+        there: uid of each that is there.
         ended: valid_to_us of each that is gone.
         listed: uids handed over since the list began; None while no list is read.
     """
 
     records: dict[str, bytes] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
+    there: set[str] = field(default_factory=set)
     ended: dict[str, int] = field(default_factory=dict)
     listed: set[str] | None = None
 
@@ -116,7 +116,7 @@ class State:
         self.forget(kind, uid)
         self._objects[kind].records[uid] = self._encoded(kind, record)
         if record["valid_to_us"] is None:
-            self._objects[kind].versions[uid] = ""
+            self._objects[kind].there.add(uid)
         else:
             self._has_ended(kind, uid, record["valid_to_us"])
 
@@ -124,7 +124,7 @@ class State:
         """Take over a tombstone."""
         objects = self._objects[kind]
         objects.records.pop(uid, None)
-        objects.versions.pop(uid, None)
+        objects.there.discard(uid)
         objects.ended.pop(uid, None)
 
     def apply(self, observation: Observation) -> None:
@@ -140,9 +140,7 @@ class State:
             case ListEnds(kind, observed_us):
                 listed = self._objects[kind].listed
                 assert listed is not None
-                self._close(
-                    kind, [uid for uid in self._objects[kind].versions if uid not in listed], observed_us
-                )
+                self._close(kind, sorted(self._objects[kind].there - listed), observed_us)
                 self._objects[kind].listed = None
             case Complete(kind, until_us):
                 self.complete_until_us[kind] = max(until_us, self.complete_until_us.get(kind, 0))
@@ -157,7 +155,7 @@ class State:
 
     def present_count(self, kind: Kind) -> int:
         """Return how many objects of the kind are there now."""
-        return len(self._objects[kind].versions)
+        return len(self._objects[kind].there)
 
     def history_count(self, kind: Kind) -> int:
         """Return how many objects of the kind are gone but kept."""
@@ -168,11 +166,9 @@ class State:
         return intervals.Moment(observed_us, known_us, self._status_lag_us, self._retention_us)
 
     def _present(self, kind: Kind, seen: Seen, observed_us: int) -> None:
-        objects, uid, version = self._objects[kind], seen.uid, seen.record["resource_version"]
+        objects, uid = self._objects[kind], seen.uid
         if objects.listed is not None:
             objects.listed.add(uid)
-        if version and objects.versions.get(uid) == version:
-            return
         previous = self._record(kind, uid)
         record = intervals.advance(previous, seen, self._moment(kind, observed_us))
         if intervals.differs(previous, record):
@@ -186,14 +182,15 @@ class State:
             ):  # what fastavro raises for wrong types
                 self.unencodable[kind] += 1
                 return
-        objects.versions[uid] = version
+        objects.there.add(uid)
         objects.ended.pop(uid, None)
 
     def _close(self, kind: Kind, uids: Iterable[str], observed_us: int) -> None:
         moment = self._moment(kind, observed_us)
         for uid in uids:
-            if self._objects[kind].versions.pop(uid, None) is None:
+            if uid not in self._objects[kind].there:
                 continue
+            self._objects[kind].there.remove(uid)
             previous = self._record(kind, uid)
             assert previous is not None
             record = intervals.close(kind, previous, moment)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from collector.cluster.records import Kind, Record, seen
 from collector.cluster.state import TOPICS, Complete, Gone, ListBegins, ListEnds, Present, State
 from schemas import codec
@@ -54,13 +56,16 @@ def test_only_changed_records_are_written() -> None:
     assert set(taken(state)) == {("pods", "uid-a")}
 
 
-def test_objects_without_version_are_compared_by_content() -> None:
-    """Hand-written manifests have no resourceVersion and may still change."""
+@pytest.mark.parametrize("version", ["", "1"], ids=["none", "same"])
+def test_objects_are_compared_by_content(version: str) -> None:
+    """Manifests edited by hand have no resourceVersion, or keep the one that they had."""
     state = empty()
-    see_all(state, "services", service(version=""))
+    see_all(state, "services", service(version=version))
     taken(state)
     see_all(
-        state, "services", service(version="", spec={"clusterIP": "10.96.0.8", "clusterIPs": ["10.96.0.8"]})
+        state,
+        "services",
+        service(version=version, spec={"clusterIP": "10.96.0.8", "clusterIPs": ["10.96.0.8"]}),
     )
     assert set(taken(state)) == {("services", "uid-svc-api")}
 
