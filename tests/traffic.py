@@ -16,6 +16,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 
 PR_SET_NAME = 15
 CHUNK = 65536
@@ -93,6 +94,19 @@ def keep_talking(address: str, port: int) -> None:
         talk(address, port, count=1, send=10, receive=20, at_once=1)
 
 
+def tick(address: str, port: int, count: int, pause_ms: int) -> None:
+    """Make `count` small connections at scheduled times, and say when connect() was called."""
+    start_ns = time.time_ns()
+    for number in range(count):
+        due_ns = start_ns + number * pause_ms * 1_000_000
+        time.sleep(max(0, due_ns - time.time_ns()) / 1e9)
+        begin_ns = time.time_ns()
+        with socket.create_connection((address, port)) as connection:
+            connection.sendall(struct.pack("<II", 10, 20) + b"s" * 10)
+            receive_exactly(connection, 20)
+            say(connection, begin_unix_ns=begin_ns)
+
+
 def fail(address: str, port: int, syn_count: int) -> None:
     """Try one connection and print the errno it failed with."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -123,7 +137,7 @@ def say(connection: socket.socket, **more: int) -> None:
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=("serve", "talk", "keep-talking", "fail", "hold"))
+    parser.add_argument("part", choices=("serve", "talk", "keep-talking", "tick", "fail", "hold"))
     parser.add_argument("--name", required=True, help="process name")
     parser.add_argument("--address", default="")
     parser.add_argument("--port", type=int, required=True)
@@ -132,6 +146,7 @@ def main() -> None:
     parser.add_argument("--receive", type=int, default=1000)
     parser.add_argument("--at-once", type=int, default=1)
     parser.add_argument("--syn-count", type=int, default=0)
+    parser.add_argument("--pause-ms", type=int, default=50)
     given = parser.parse_args()
     ctypes.CDLL(None).prctl(PR_SET_NAME, os.fsencode(given.name), 0, 0, 0)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -141,6 +156,8 @@ def main() -> None:
         talk(given.address, given.port, given.count, given.send, given.receive, given.at_once)
     elif given.part == "keep-talking":
         keep_talking(given.address, given.port)
+    elif given.part == "tick":
+        tick(given.address, given.port, given.count, given.pause_ms)
     elif given.part == "fail":
         fail(given.address, given.port, given.syn_count)
     else:
