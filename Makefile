@@ -25,7 +25,7 @@ $(OBJECT): $(wildcard bpf/*.c bpf/*.h bpf/Makefile)
 	@touch $@
 
 kafka: ## fetch Apache Kafka's jars from Maven Central to build/kafka
-	mvn -B -q -f deploy/kafka/pom.xml $(MAVEN_COPY) -DoutputDirectory=$(CURDIR)/build/kafka/libs
+	mvn -B -q -f deploy/kafka/pom.xml $(MAVEN_COPY) "-DoutputDirectory=$(CURDIR)/build/kafka/libs"
 
 demo: setup ## show the whole pipeline on this machine, until Ctrl-C (root)
 	@exec $(PYTHON_VENV) -m podwire demo --seconds $(DEMO_SECONDS)
