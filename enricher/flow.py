@@ -121,14 +121,14 @@ class FlowBuilder:
             dialed_at = client.data[raw.REMOTE]
             dialed_port, _ = avro.read_long(client.data, client.port_at)
             service = self._history.service(dialed_at, dialed_port, time_us)
-            client_is = self._resolver.own(client, time_us)
+            client_is = self._resolver.own(client)
             client_address = client.data[raw.LOCAL]
         else:
             assert server is not None
             client_address = server.data[raw.REMOTE]
             client_is = self._resolver.at(client_address, time_us)
         if server is not None:
-            server_is = self._resolver.own(server, server.event_unix_us if client else time_us)
+            server_is = self._resolver.own(server)
             server_address = server.data[raw.LOCAL]
         else:
             server_is = resolve.SERVICE_ONLY if service else self._resolver.at(dialed_at, time_us)
@@ -146,7 +146,7 @@ class FlowBuilder:
         value = b"".join(
             (
                 self._prefix,
-                avro.long(time_ms),
+                avro.cached_long(time_ms),
                 data[raw.TIME_AT : raw.TIME_AT + 8],
                 _what(record_type, observed_by),
                 self._cluster,

@@ -289,7 +289,10 @@ def _or_forever(time_us: int | None) -> int:
 
 
 def _valid(services: Iterable[ServicePort], time_us: int) -> ServicePort | None:
-    return next((s for s in services if s.valid_from_us <= time_us < s.valid_to_us), None)
+    for service in services:
+        if service.valid_from_us <= time_us < service.valid_to_us:
+            return service
+    return None
 
 
 def _remove(index: dict[Any, list[Any]], key: Any, value: Any) -> None:

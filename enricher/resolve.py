@@ -69,6 +69,12 @@ def resolution(
     return Resolution(kind, reason, candidates, pod, container_id, node, provisional)
 
 
+@lru_cache(maxsize=_CACHE)
+def socket(pod: Pod, container_id: bytes) -> Resolution:
+    """Return SOCKET for a container of a pod; what `resolution` gives, at less cost."""
+    return resolution("SOCKET", pod=pod, container_id=container_id, node=pod.node)
+
+
 EXTERNAL = resolution("EXTERNAL")
 SERVICE_ONLY = resolution("SERVICE_ONLY")
 LATE = resolution("UNRESOLVED", reason="METADATA_LATE", provisional=True)
@@ -82,7 +88,7 @@ class Resolver:
         self._history = known
         self._networks = networks
 
-    def own(self, half: Half, time_us: int) -> Resolution:
+    def own(self, half: Half) -> Resolution:
         """Return who the half's own side was: by its cgroup, else as a process of its node, else by address."""
         data = half.data
         identity = data[POD_UID]
@@ -91,7 +97,7 @@ class Resolver:
             return self._by_identity(identity, data[CONTAINER_ID], node)
         if data[OWNER_AT] in _OWNERS_KNOWN:
             return resolution("NODE", node=node)
-        found = self.at(data[LOCAL], time_us)
+        found = self.at(data[LOCAL], half.event_unix_us)
         if found.kind in {"EXTERNAL", "UNRESOLVED"}:
             reason = found.reason or "NO_OWNER_AT_TIME"
             return resolution("UNRESOLVED", reason=reason, node=node, provisional=found.provisional)
@@ -103,7 +109,7 @@ class Resolver:
             return resolution("UNRESOLVED", reason="UNKNOWN_POD_UID", node=node, provisional=True)
         if pod.node != node:
             return resolution("UNRESOLVED", reason="NODE_MISMATCH", provisional=pod.node is None)
-        return resolution("SOCKET", pod=pod, container_id=container_id, node=node)
+        return socket(pod, container_id)
 
     def at(self, address: bytes, time_us: int) -> Resolution:
         """Return who had an address at a time, as far as metadata reaches."""

@@ -55,14 +55,14 @@ def band(pod: int, address: str, *edges: int | None) -> dict[str, Any]:
 
 def test_own_cgroup_names_the_pod_and_container() -> None:
     """A pod UID from the side's own cgroup beats everything else."""
-    found = resolver(history(halves.pod_record(1, "10.0.0.1"))).own(half(), NOW_US)
+    found = resolver(history(halves.pod_record(1, "10.0.0.1"))).own(half())
     assert (found.kind, found.pod and found.pod.name, found.node) == ("SOCKET", "pod-1", "node-1")
     assert found.container_id == halves.container_id(1)
 
 
 def test_unknown_pod_uid_is_provisional_and_not_looked_up_by_address() -> None:
     """A pod that metadata does not know yet is worth waiting for; its address's owner would be another pod."""
-    found = resolver(history(halves.pod_record(9, "10.0.0.1"))).own(half(), NOW_US)
+    found = resolver(history(halves.pod_record(9, "10.0.0.1"))).own(half())
     assert (found.kind, found.reason, found.provisional) == ("UNRESOLVED", "UNKNOWN_POD_UID", True)
 
 
@@ -71,7 +71,7 @@ def test_unknown_pod_uid_is_provisional_and_not_looked_up_by_address() -> None:
 )
 def test_pod_of_another_node_is_a_mismatch(node: str | None, provisional: bool) -> None:
     """A node's word about a pod that is not scheduled on it does not count."""
-    found = resolver(history(halves.pod_record(1, node=node))).own(half(), NOW_US)
+    found = resolver(history(halves.pod_record(1, node=node))).own(half())
     assert (found.kind, found.reason, found.node) == ("UNRESOLVED", "NODE_MISMATCH", None)
     assert found.provisional is provisional
 
@@ -81,20 +81,20 @@ def test_static_pod_is_found_by_its_config_hash_on_its_node() -> None:
     hash_ = "a0" + "0" * 29 + "1"
     there = halves.pod_record(5, config_hash=hash_, node="node-2")
     here = halves.pod_record(6, config_hash=hash_)
-    found = resolver(history(there, here)).own(half(pod_uid=bytes.fromhex(hash_)), NOW_US)
+    found = resolver(history(there, here)).own(half(pod_uid=bytes.fromhex(hash_)))
     assert (found.kind, found.pod and found.pod.name) == ("SOCKET", "pod-6")
 
 
 def test_process_outside_pods_is_its_node() -> None:
     """A known owner in no pod is a process of the node, whatever the address."""
-    found = resolver(history()).own(half(pod_uid=resolve.NO_POD), NOW_US)
+    found = resolver(history()).own(half(pod_uid=resolve.NO_POD))
     assert (found.kind, found.node) == ("NODE", "node-1")
 
 
 def test_side_without_owner_is_resolved_by_its_address() -> None:
     """Without an owner the socket's own address decides."""
     found = resolver(history(halves.pod_record(1, "10.0.0.1"))).own(
-        half(pod_uid=resolve.NO_POD, owner_source="NONE"), NOW_US
+        half(pod_uid=resolve.NO_POD, owner_source="NONE")
     )
     assert (found.kind, found.pod and found.pod.name) == ("IP_AT_TIME", "pod-1")
 
@@ -102,7 +102,7 @@ def test_side_without_owner_is_resolved_by_its_address() -> None:
 def test_observed_side_is_never_external() -> None:
     """A side whose own node saw it runs on that node, even when nothing else is known."""
     found = resolver(history()).own(
-        half(pod_uid=resolve.NO_POD, owner_source="NONE", local_address=halves.ip("8.8.8.8")), NOW_US
+        half(pod_uid=resolve.NO_POD, owner_source="NONE", local_address=halves.ip("8.8.8.8"))
     )
     assert (found.kind, found.reason, found.node) == ("UNRESOLVED", "NO_OWNER_AT_TIME", "node-1")
 
@@ -158,7 +158,7 @@ def test_tombstone_forgets_a_pod() -> None:
     """After a pod's tombstone neither its UID nor its address names it."""
     known = history(halves.pod_record(1, "172.16.0.1"))
     known.put_pod(str(halves.uid(1)), None)
-    assert resolver(known).own(half(), NOW_US).reason == "UNKNOWN_POD_UID"
+    assert resolver(known).own(half()).reason == "UNKNOWN_POD_UID"
     assert resolver(known).at(halves.ip("172.16.0.1"), NOW_US).kind == "EXTERNAL"
     assert known.pods == 0
 
