@@ -4,6 +4,9 @@ Owns the files: one per flush, written under another name and renamed, so that a
 decides what is spooled or sent. A full or broken disk and a damaged file are values here, not exceptions. Called by
 `node.publish`.
 
+Files are not synced: waiting for the disk would stall the ring, and a power cut, the one thing that a sync helps
+against, ends the ring and its connections too. What it leaves half written is known by its checksum.
+
 A file is one line of JSON (what is in it), the batches' values one after the other, and the CRC-32 of all that as 4
 little-endian bytes. File names sort by producer epoch, then by number: the order of replay.
 """
@@ -11,7 +14,6 @@ little-endian bytes. File names sort by producer epoch, then by number: the orde
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -90,7 +92,7 @@ class Spool:
         return found
 
     def write(self, batches: Sequence[Batch]) -> SpoolFile | None:
-        """Return the file that now holds `batches`, on disk for good; None when the bound or the disk forbids it."""
+        """Return the file that now holds `batches`; None when the bound or the disk forbids it."""
         head = {
             "boot_id": self._boot_id,
             "epoch": self._epoch,
@@ -121,17 +123,10 @@ class Spool:
         try:
             with unfinished.open("wb") as target:
                 target.write(content)
-                target.flush()
-                os.fsync(target.fileno())
             unfinished.rename(path)
         except OSError:
             unfinished.unlink(missing_ok=True)
             raise
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
     def _says_it_fails(self, reason: str) -> None:
         if not self._failing:
