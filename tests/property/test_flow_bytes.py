@@ -94,7 +94,7 @@ def build(records: list[dict[str, Any]]) -> Flow:
     return flow
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(events())
 def test_flow_is_byte_identical_to_fastavro(records: list[dict[str, Any]]) -> None:
     """Decoding a spliced flow and encoding it again with fastavro gives the same bytes."""
@@ -105,7 +105,7 @@ def test_flow_is_byte_identical_to_fastavro(records: list[dict[str, Any]]) -> No
     assert decoded["event_unix_us"] // 1000 == flow.event_ms
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(events())
 def test_flow_carries_each_side_as_its_half_told_it(records: list[dict[str, Any]]) -> None:
     """What a kernel measured arrives under its own side's names, and the other side's stay null."""
