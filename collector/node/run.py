@@ -6,6 +6,8 @@ missed while Kafka is away. Never encodes and never decides what is sent. Called
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
 import threading
 import time
@@ -63,17 +65,31 @@ def run(arguments: list[str]) -> int:
 
 
 def open_spool(settings: Settings, origin: Origin) -> Spool:
-    """Return the spool in the state folder; SettingsError when the folder can't be used."""
-    folder = settings.state_dir / "spool"
+    """Return the spool in the state folder, which stays locked until the process ends.
+
+    SettingsError when the folder can't be used or another collector uses it.
+    """
+    folder = settings.state_dir
     try:
-        return Spool(
-            folder, settings.spool_bytes_max, origin.boot_id, origin.producer_epoch, settings.partitions
+        spool = Spool(
+            folder / "spool",
+            settings.spool_bytes_max,
+            origin.boot_id,
+            origin.producer_epoch,
+            settings.partitions,
         )
+        fcntl.flock(os.open(folder, os.O_RDONLY | os.O_DIRECTORY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SettingsError(
+            f"Another collector uses the state folder {folder}.",
+            "stop it, or give this one a PODWIRE_STATE_DIR of its own",
+        ) from error
     except OSError as error:
         raise SettingsError(
-            f"The state folder {settings.state_dir} can't be used: {error.strerror}.",
+            f"The state folder {folder} can't be used: {error.strerror}.",
             "set PODWIRE_STATE_DIR to a folder that this process may write",
         ) from error
+    return spool
 
 
 def probe_options(settings: Settings) -> ProbeOptions:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from contextlib import ExitStack
 from pathlib import Path
@@ -189,13 +190,27 @@ def test_topic_with_other_partitions_is_refused(bootstrap: str, tmp_path: Path) 
 
 @needs_kernel
 def test_kafka_that_is_not_there_is_waited_for_and_said_once(tmp_path: Path) -> None:
-    """Without Kafka the probes run, one line says what is missing, and SIGTERM ends it in order."""
+    """Without Kafka the probes run and the process is healthy; one line says what is missing; SIGTERM ends it."""
     collector = Collector(tmp_path, f"127.0.0.1:{free_port()}")
-    collector.await_line("started")
+    address = collector.await_line("started")["http"]
+    with urllib.request.urlopen(f"http://{address}/healthz") as answer:
+        assert answer.read() == b"ok\n"
+    with urllib.request.urlopen(f"http://{address}/metrics") as answer:
+        assert b"podwire_node_build_info" in answer.read()
     collector.await_line("waiting")
     assert collector.end() == 0
     assert len(collector.lines("waiting")) == 1
     assert collector.lines("finished")[0]["left"] == 0
+
+
+@needs_kernel
+def test_state_folder_belongs_to_one_collector(tmp_path: Path) -> None:
+    """A second collector on the same folder would replay the first one's spool: it does not start."""
+    first = Collector(tmp_path, f"127.0.0.1:{free_port()}")
+    first.await_line("started")
+    second = Collector(tmp_path, f"127.0.0.1:{free_port()}")
+    assert second.process.wait(DEADLINE_S) == SettingsError.exit_code
+    assert first.end() == 0
 
 
 @needs_kernel
