@@ -137,11 +137,11 @@ class Publisher:
     def __init__(self, producer: Producer, ring: Ring, spool: Spool, spool_after_s: float) -> None:
         self._producer, self._ring, self._spool = producer, ring, spool
         self._spool_after_s = spool_after_s
-        self._holding: deque[_Flush] = deque()  # hold ring space, in the ring's order
-        self._unsent: deque[_Flush] = (
-            deque()
-        )  # have messages that librdkafka does not hold, in order of sending
-        self._unfinished = 0  # flushes that are not delivered
+        # Flushes that hold ring space, in the ring's order; that librdkafka does not hold yet, in the order of
+        # sending; and how many are not delivered.
+        self._holding: deque[_Flush] = deque()
+        self._unsent: deque[_Flush] = deque()
+        self._unfinished = 0
         self._queue_full = False
         self._refusal: KafkaFatalError | None = None
         self.totals = Totals()
@@ -207,10 +207,9 @@ class Publisher:
     def _loaded(self, flush: _Flush) -> list[_Message]:
         """Return the flush's messages, with the values of unsent ones read back from its file where needed."""
         messages = flush.messages
-        missing = messages is None or any(not m.sent and m.value is None for m in messages)
-        if not missing or flush.file is None:
-            return messages or []
-        batches = self._spool.read(flush.file)
+        if messages is not None and all(m.sent or m.value is not None for m in messages):
+            return messages
+        batches = self._spool.read(flush.file) if flush.file is not None else None
         if batches is None:
             return self._give_up(flush)
         if messages is None:
@@ -223,11 +222,13 @@ class Publisher:
 
     def _give_up(self, flush: _Flush) -> list[_Message]:
         """Count what only an unreadable file held as lost; messages in flight may still arrive."""
-        assert flush.file is not None
-        known = flush.messages
-        self.totals.unreadable += flush.file.events if known is None else _unsent_events(known)
+        if flush.messages is None:
+            assert flush.file is not None
+            self.totals.unreadable += flush.file.events
+        known = flush.messages or []
+        self.totals.unreadable += sum(message.events for message in known if not message.sent)
         flush.file = None
-        flush.messages = [message for message in known or () if message.sent]
+        flush.messages = [message for message in known if message.sent]
         if flush.delivered():
             self._unfinished -= 1
         return flush.messages
@@ -270,6 +271,7 @@ class Publisher:
         """Write the flush's unacknowledged batches to the spool; False when it does not take them."""
         assert flush.messages is not None
         kept = [message for message in flush.messages if not message.delivered]
+        assert all(message.value is not None for message in kept)
         file = self._spool.write([Batch(m.partition, m.events, m.value or b"") for m in kept])
         if file is None:
             return False
@@ -298,10 +300,6 @@ class Publisher:
         self._release()
         self._producer.purge()
         return left
-
-
-def _unsent_events(messages: list[_Message]) -> int:
-    return sum(message.events for message in messages if not message.sent)
 
 
 def _refused(error: Any) -> KafkaFatalError:

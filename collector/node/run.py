@@ -140,7 +140,8 @@ def collect(settings: Settings, origin: Origin, probes: Probes, spool: Spool, st
             probes.detach()
         collector.finish(time.monotonic() + settings.drain_timeout_s, publisher.poll)
     except FatalError:
-        publisher.finish()
+        if publisher.is_open:  # else the topics may be other ones than the batches were made for
+            publisher.finish()
         if settings.pin_dir is None:  # what is in a pinned ring waits for the next process
             probes.detach()
         raise

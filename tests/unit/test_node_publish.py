@@ -237,6 +237,21 @@ def test_unreadable_spool_file_is_counted_and_does_not_stop_the_rest(tmp_path: P
     assert later.publisher.idle()
 
 
+def test_unreadable_spool_file_of_failed_batches_is_counted_once(rig: Rig, tmp_path: Path) -> None:
+    """Batches that Kafka gives back after their file was damaged are a counted loss, not a crash."""
+    rig.submit(100, b"a", b"b")
+    rig.publisher.turn(2.0)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(b"?")
+    rig.producer.answer(1, FakeError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+    rig.publisher.turn(2.1)
+    assert rig.publisher.totals.unreadable == 10
+    rig.producer.answer(1, FakeError(KafkaError.UNKNOWN_TOPIC_OR_PART))
+    rig.publisher.turn(2.2)
+    assert rig.publisher.totals.unreadable == 20
+    assert rig.publisher.idle()
+
+
 STEP = st.one_of(
     st.tuples(st.just("submit"), st.integers(1, 3)),
     st.tuples(st.just("answer"), st.integers(1, 5)),
