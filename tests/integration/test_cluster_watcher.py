@@ -14,7 +14,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from podwire import topics
 from podwire.demo.broker import Broker, free_port
@@ -41,6 +41,14 @@ def until(condition: Callable[[], Any]) -> Any:
     return found
 
 
+def end_of(consumer: Consumer, topic: catalog.Topic) -> int | None:
+    """Return one more than the offset behind a topic's last message; None while a broker that starts can't tell."""
+    try:
+        return 1 + consumer.get_watermark_offsets(TopicPartition(topic.name, 0), timeout=5)[1]
+    except KafkaException:
+        return None
+
+
 def read(bootstrap: str, topic: catalog.Topic) -> tuple[Records, int]:
     """Return a topic's last committed value by key, and the offset up to which a reader has come with them."""
     consumer = Consumer(
@@ -53,7 +61,7 @@ def read(bootstrap: str, topic: catalog.Topic) -> tuple[Records, int]:
             "fetch.wait.max.ms": 20,
         }
     )
-    _, end = consumer.get_watermark_offsets(TopicPartition(topic.name, 0), timeout=DEADLINE_SECONDS)
+    end = until(lambda: end_of(consumer, topic)) - 1
     consumer.assign([TopicPartition(topic.name, 0, 0)])
     found: Records = {}
     while True:
