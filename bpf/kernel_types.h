@@ -48,7 +48,9 @@ enum { /* include/net/tcp_states.h */
 #define AF_INET 2
 #define AF_INET6 10
 #define IPPROTO_TCP 6
-#define SOCK_DONE 1 /* bit in skc_flags: the peer's FIN came (include/net/sock.h, enum sock_flags) */
+/* Bits in skc_flags (include/net/sock.h, enum sock_flags). */
+#define SOCK_DEAD 0 /* no file holds the socket */
+#define SOCK_DONE 1 /* the peer's FIN came */
 
 #define EPIPE 32
 #define EADDRNOTAVAIL 99

@@ -277,12 +277,13 @@ static __always_inline void closing(const struct sock *sk, int new_state, int ow
 
 /*
  * Without an error these end in CLOSE only by our own RST (net/ipv4/tcp.c, __tcp_close and tcp_disconnect). After
- * our FIN the same state is the normal end when the peer's FIN has come, or when nobody holds the socket.
+ * our FIN it is the normal end when the peer's FIN has come, or when the socket has no file any more: close() then
+ * leaves the rest of the handshake to a time-wait socket.
  */
-static __always_inline int sent_reset(int old_state, int owned, int peer_done)
+static __always_inline int sent_reset(int old_state, int owned, int peer_done, int orphaned)
 {
 	if (old_state == TCP_FIN_WAIT1 || old_state == TCP_FIN_WAIT2)
-		return owned && !peer_done;
+		return owned && !peer_done && !orphaned;
 	return old_state == TCP_ESTABLISHED || old_state == TCP_CLOSE_WAIT;
 }
 
@@ -331,7 +332,8 @@ static __always_inline void count_untracked(const struct sock *sk, const struct 
 
 static __always_inline void closed(const struct sock *sk, const struct tcp_sock *tcp, int old_state, int owned)
 {
-	int peer_done = sk->__sk_common.skc_flags >> SOCK_DONE & 1;
+	unsigned long flags = sk->__sk_common.skc_flags;
+	int peer_done = flags >> SOCK_DONE & 1;
 	__u64 key = (__u64)sk, now_ns = bpf_ktime_get_boot_ns();
 	struct podwire_event *entry = bpf_map_lookup_elem(&sockets, &key);
 
@@ -341,7 +343,7 @@ static __always_inline void closed(const struct sock *sk, const struct tcp_sock 
 	}
 	if (entry->established_ns) {
 		learn_owner(entry, owned, now_ns);
-		judge_close(entry, sk->sk_err, sent_reset(old_state, owned, peer_done));
+		judge_close(entry, sk->sk_err, sent_reset(old_state, owned, peer_done, flags >> SOCK_DEAD & 1));
 		fill_counters(entry, tcp, peer_done);
 		emit(entry, PODWIRE_CLOSE, now_ns);
 	} else if (entry->role == PODWIRE_CLIENT) {
@@ -352,11 +354,39 @@ static __always_inline void closed(const struct sock *sk, const struct tcp_sock 
 
 /* ---- the machine ---- */
 
-static __always_inline void transition(struct sock *sk, int old_state, int new_state, int owned)
+/*
+ * The kernel skips a program that already runs on the same CPU (since 6.1; kernel/trace/bpf_trace.c, __bpf_trace_run), so an
+ * interrupt that comes while a state program runs for a process would hide all transitions of the softirqs that it
+ * brings: measured, batches of up to 64. Therefore two programs on one hook: whichever of the two is interrupted,
+ * the other one still runs inside. The first stamps what it has handled, and the second handles only what has no
+ * stamp. Interrupted transitions have owned = 1, interrupting ones owned = 0, so their stamps do not meet.
+ */
+static __always_inline int first_time(struct sock *sk, int old_state, int new_state, __u32 owned, int second)
 {
+	struct stamp *last;
+
+	owned = !!owned;
+	last = bpf_map_lookup_elem(&handled, &owned);
+	if (!last)
+		return 0;
+	if (!second) {
+		last->sk = (__u64)sk;
+		last->old_state = old_state;
+		last->new_state = new_state;
+		return 1;
+	}
+	if (last->sk != (__u64)sk || last->old_state != old_state || last->new_state != new_state)
+		return 1;
+	last->sk = 0;
+	return 0;
+}
+
+static __always_inline void transition(struct sock *sk, int old_state, int new_state, int second)
+{
+	int owned = sk->sk_lock.owned;
 	const struct tcp_sock *tcp;
 
-	if (sk->sk_lock.owned != owned)
+	if (!first_time(sk, old_state, new_state, owned, second))
 		return;
 	tcp = bpf_skc_to_tcp_sock(sk);
 	if (!tcp)

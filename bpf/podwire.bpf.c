@@ -3,9 +3,7 @@
  * Entry points of the CO-RE tiers. User space (collector/node/core.py) attaches both state programs always, the
  * accept programs where tracefs lets it.
  *
- * Two programs on one hook: the kernel skips a program that is already running on the same CPU (recursion guard of
- * raw tracepoints, since 6.1), so a softirq that interrupts a process's transition would go unseen. Process context
- * (owned) and softirq each have a program of their own; neither can interrupt itself.
+ * Two programs on one hook, so that an interrupt during one of them hides nothing: see first_time.
  */
 #include "kernel_types.h"
 #include <bpf/bpf_core_read.h>
@@ -21,16 +19,16 @@
 char podwire_license[] SEC("license") = "Dual BSD/GPL";
 
 SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(state_in_process, struct sock *sk, int old_state, int new_state)
+int BPF_PROG(state_first, struct sock *sk, int old_state, int new_state)
 {
-	transition(sk, old_state, new_state, 1);
+	transition(sk, old_state, new_state, 0);
 	return 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(state_in_softirq, struct sock *sk, int old_state, int new_state)
+int BPF_PROG(state_second, struct sock *sk, int old_state, int new_state)
 {
-	transition(sk, old_state, new_state, 0);
+	transition(sk, old_state, new_state, 1);
 	return 0;
 }
 

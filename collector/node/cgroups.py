@@ -87,10 +87,12 @@ class Cgroups:
     Attributes:
         known_max: how many cgroups are remembered; above it the longest unasked are forgotten. Must be well above
             the kernel's own memory of what it told (`named_cgroups`).
+        journal_error: why a name could not be kept for a successor; None while all could. Costs nothing now.
     """
 
     def __init__(self, journal: Journal, known_max: int, host_netns: Iterable[int] = ()) -> None:
         self.known_max = known_max
+        self.journal_error: str | None = None
         self._journal = journal
         self._known: dict[int, tuple[str, Owner]] = {}
         self._pods_of_netns: dict[int, bytes] = dict.fromkeys(host_netns, UNSURE)
@@ -109,7 +111,10 @@ class Cgroups:
         if not len(names):
             return
         paths = {int(name["cgroup_id"]): path_of(name) for name in names}
-        self._journal.append(paths.items())
+        try:
+            self._journal.append(paths.items())
+        except OSError as error:
+            self.journal_error = str(error)
         for cgroup, path in paths.items():
             self._known.pop(cgroup, None)
             self._known[cgroup] = (path, owner_of(path))
@@ -145,7 +150,8 @@ class Cgroups:
         """
         uids, containers = self.lookup(events["cgroup_id"])
         owned = events["owner"] != OwnerKind.NONE
-        self.learn_namespaces(events["netns_ino"][owned], uids[owned])
+        told = owned & np.isin(events["cgroup_id"], list(self._known))
+        self.learn_namespaces(events["netns_ino"][told], uids[told])
         lost = np.flatnonzero(~owned)
         if len(lost):
             uids[lost] = self._uids_of_namespaces(events["netns_ino"][lost])

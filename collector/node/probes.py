@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collector.node.ring import Records
 
 DEFAULT_OBJECT = Path(__file__).resolve().parents[2] / "build/bpf/podwire.bpf.o"
-STATE_PROGRAMS = ("state_in_process", "state_in_softirq")
+STATE_PROGRAMS = ("state_first", "state_second")
 ACCEPT_PROGRAMS = ("accept_exit", "accept4_exit")
 PINNED_MAPS = ("events", "names", "counters")
 SOCKET_COOKIE_SINCE = (5, 12)
@@ -103,6 +103,7 @@ class Probes:
         self._descriptors = descriptors
         self._loaded = loaded
         self._pins = pins
+        self._closed = False
 
     @classmethod
     def open(cls, options: ProbeOptions) -> Probes:
@@ -190,7 +191,13 @@ class Probes:
             self._loaded.detach()
 
     def close(self, detach: bool = True) -> None:
-        """Let go of everything; without `detach`, pinned probes go on filling the ring for the next collector."""
+        """Let go of everything; without `detach`, pinned probes go on filling the ring for the next collector.
+
+        Only the first call does anything.
+        """
+        if self._closed:
+            return
+        self._closed = True
         if detach:
             self.detach()
         self.events.close()

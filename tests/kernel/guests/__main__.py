@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 KERNELS = "5.10,6.1,6.12,7"
-PYTEST = ("python", "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", "tests/kernel")
+PYTEST = (
+    "python",
+    "-m",
+    "pytest",
+    "-v",
+    "--tb=short",
+    "--color=no",
+    "-p",
+    "no:cacheprovider",
+    "tests/kernel",
+)
 _OUTCOME = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 
 Column = dict[str, str]
@@ -68,7 +78,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _column(kernel: fetch.Kernel, cgroup: guest.Cgroup, options: argparse.Namespace) -> Column:
-    """Run the command in one guest and return its outcomes; a guest that died has the exit status "none"."""
+    """Run the command in one guest and return its outcomes; a guest that did not end has the exit status "none"."""
     sys.stderr.write(f"[{kernel.line} {cgroup}] booting {kernel.release}\n")
 
     def show(line: str) -> None:

@@ -26,7 +26,7 @@ from tests.kernel.guests import cpio
 from tests.kernel.guests.fetch import BUILD, ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 HOME = "/podwire"
 """Where the checkout is in the guest."""
@@ -44,13 +44,15 @@ DISTRIBUTIONS = (
     "structlog",
 )
 CHECKOUT = ("bpf", "build/bpf", "collector", "podwire", "schemas", "tests", "pyproject.toml")
-TOOLS = {"busybox": "busybox", "dash": "dash", "ip": "iproute2", "nft": "nftables", "bpftool": "bpftool"}
-"""Programs of the guest, and the Debian package of each."""
+TOOLS = ("bpftool", "busybox", "dash", "ip", "make", "mount", "nft", "nsenter", "umount", "unshare")
+"""Programs of the guest. `make` finds the BPF object up to date there: times are kept, and there is no compiler."""
 LIBRARIES = ("libbpf.so.1",)
 
+_PACKAGE_OF = {"ip": "iproute2", "nft": "nftables"}
 _LEFT_OUT_FOLDERS = {
-    *("test", "tests", "idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip", "guests"),
+    *("test", "tests", "idlelib", "lib2to3", "tkinter", "turtledemo", "ensurepip"),
     *("site-packages", "dist-packages"),
+    f"config-{sys.version_info.major}.{sys.version_info.minor}-x86_64-linux-gnu",
 }
 _LEFT_OUT_FILES = re.compile(r".*(\.opt-[12]\.pyc|\.(a|c|h|exe|pxd|pyi|pyx|o\.d))$")
 _ETC = {
@@ -95,7 +97,7 @@ def checkout_entries() -> Iterator[cpio.File]:
     """Yield this checkout as it is now, and the guest's first process."""
     yield cpio.File("/init", Path(__file__).with_name("init.sh"), 0o755)
     for name in CHECKOUT:
-        for path in _files(ROOT / name, left_out=frozenset({"guests"})):
+        for path in _files(ROOT / name, left_out_folders={"guests"}):
             yield cpio.File(f"{HOME}/{path.relative_to(ROOT)}", path)
 
 
@@ -103,7 +105,7 @@ def _python() -> Iterator[cpio.File | cpio.Link]:
     """Yield the base Python at its own place (its prefix is found from there), and the guest's environment."""
     executable, standard_library = Path(sys.executable).resolve(), Path(sysconfig.get_path("stdlib"))
     yield cpio.File(str(executable), executable)
-    for path in _files(standard_library):
+    for path in _run_time_files(standard_library):
         yield cpio.File(str(path), path)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     yield cpio.File(
@@ -122,7 +124,7 @@ def _packages() -> Iterator[cpio.File]:
         path = site / top
         if path.is_dir():
             compileall.compile_dir(path, quiet=2)
-        for file in _files(path):
+        for file in _run_time_files(path):
             yield cpio.File(f"{HOME}/.venv/{relative}/{file.relative_to(site)}", file)
 
 
@@ -151,10 +153,10 @@ def _tops(names: Iterable[str]) -> set[str]:
 
 
 def _tools() -> Iterator[cpio.File | cpio.Link]:
-    for tool, package in TOOLS.items():
+    for tool in TOOLS:
         found = shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
         if found is None:
-            raise ImageError(f"{tool} is missing: apt-get install {package}")
+            raise ImageError(f"{tool} is missing: apt-get install {_PACKAGE_OF.get(tool, tool)}")
         yield cpio.File("/bin/busybox" if tool == "busybox" else f"/usr/sbin/{tool}", Path(found).resolve())
     yield cpio.Link(
         "/bin/sh", "/usr/sbin/dash"
@@ -185,14 +187,15 @@ def _is_elf(path: Path) -> bool:
         return file.read(4) == b"\x7fELF"
 
 
-def _files(top: Path, left_out: frozenset[str] | set[str] = _LEFT_OUT_FOLDERS) -> Iterator[Path]:
-    """Yield the files at and below `top` in a fixed order, without the folders and files that no guest needs."""
+def _files(top: Path, left_out_folders: Collection[str] = ()) -> Iterator[Path]:
+    """Yield the files at and below `top` in a fixed order."""
     if top.is_file():
         yield top
     for folder, folders, files in os.walk(top):
-        folders[:] = sorted(
-            name for name in folders if name not in left_out and not name.startswith("config-")
-        )
-        for name in sorted(files):
-            if not _LEFT_OUT_FILES.fullmatch(name):
-                yield Path(folder) / name
+        folders[:] = sorted(name for name in folders if name not in left_out_folders)
+        yield from (Path(folder) / name for name in sorted(files))
+
+
+def _run_time_files(top: Path) -> Iterator[Path]:
+    """Yield the files at and below `top` that Python may load, and the data beside them."""
+    return (path for path in _files(top, _LEFT_OUT_FOLDERS) if not _LEFT_OUT_FILES.fullmatch(path.name))

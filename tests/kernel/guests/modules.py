@@ -28,7 +28,10 @@ WANTED = (
     "nft_numgen",
     "nft_hash",
     "nft_fib_inet",
+    "nft_limit",
     "nft_reject_inet",
+    "nft_reject_ipv4",
+    "nft_reject_ipv6",
     "nft_synproxy",
     "tcp_diag",
 )

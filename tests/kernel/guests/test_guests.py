@@ -68,7 +68,8 @@ def test_needs_reads_the_depends_line_of_a_module() -> None:
 
 def members(archive: bytes) -> dict[str, tuple[int, bytes]]:
     """Return mode and bytes by name, read as the format's description says: 13 hex fields, all padded to 4."""
-    found, offset = {}, 0
+    found: dict[str, tuple[int, bytes]] = {}
+    offset = 0
     while True:
         assert archive[offset : offset + 6] == b"070701"
         fields = [int(archive[offset + 6 + 8 * index : offset + 14 + 8 * index], 16) for index in range(13)]
