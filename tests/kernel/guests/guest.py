@@ -64,11 +64,11 @@ def run(
     """Run `argv` as root in the checkout's copy in a guest; `on_line` gets each line of its output as it comes.
 
     Raises:
-        GuestError: the kernel died, or the command did not end in time; also when QEMU is missing.
-        ImageError: a program or package for the guest is missing.
+        GuestError: the kernel died, or the command did not end in time.
+        ImageError: QEMU, a program or a package for the guest is missing.
     """
     if shutil.which(QEMU) is None:
-        raise GuestError(f"{QEMU} is missing: apt-get install qemu-system-x86")
+        raise image.ImageError(f"{QEMU} is missing: apt-get install qemu-system-x86")
     BUILD.mkdir(parents=True, exist_ok=True)
     base = image.base_layer()
     with tempfile.TemporaryDirectory(dir=BUILD, prefix="run-") as scratch:
@@ -95,14 +95,8 @@ def _qemu(kernel: Kernel, initrd: Path, console: Path, cgroup: Cgroup) -> list[s
         *("setpriv", "--pdeathsig", "KILL", "--"),  # a guest does not outlive a killed caller
         *(QEMU, "-nodefaults", "-display", "none", "-no-reboot", "-nic", "none"),
         *("-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", str(MEMORY_MBYTES)),
-        *(
-            "-serial",
-            f"file:{console}",
-            "-chardev",
-            "stdio,id=output,signal=off",
-            "-serial",
-            "chardev:output",
-        ),
+        *("-serial", f"file:{console}"),
+        *("-chardev", "stdio,id=output,signal=off", "-serial", "chardev:output"),
         *("-kernel", str(kernel.folder / "vmlinuz"), "-initrd", str(initrd)),
         *("-append", f"{PARAMETERS} podwire.cgroup={cgroup}"),
     ]
