@@ -132,7 +132,7 @@ class Worker:
         if partition is None or partition.position not in {None, message.offset}:
             partition = self._begin(message.partition, message.offset)
         await self._warm[partition]
-        if partition.dropped:
+        if partition.dropped or self.stopping.is_set():
             return
         taken = RawMessage(message.offset, round(message.timestamp * 1000), message.key, message.value)
         self._engine.take(partition, taken, event.ack, wall_ms())
@@ -217,5 +217,8 @@ class Worker:
     async def _on_before_shutdown(self, _app: Any, **_: Any) -> None:
         """Deliver what is in flight and acknowledge it, so that the next worker repeats little."""
         self.stopping.set()
-        await asyncio.to_thread(self._engine.output.flush, FLUSH_SECONDS)
+        deadline = time.monotonic() + FLUSH_SECONDS
+        while self._engine.output.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(TICK_SECONDS)
+            self._engine.tick([], wall_ms())
         self._engine.tick([], wall_ms())

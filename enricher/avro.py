@@ -75,10 +75,13 @@ def read_long(buffer: bytes, position: int) -> tuple[int, int]:
         position += 1
         rest |= (byte & 0x7F) << shift
         if byte < _ONE_BYTE:
+            if rest >> 64:
+                break
             return (rest >> 1) ^ -(rest & 1), position
         shift += 7
-        if shift > 63:  # noqa: PLR2004 (ten groups of seven bits)
-            raise ValueError("a varint is longer than 64 bits")
+        if shift >= 70:  # noqa: PLR2004 (ten groups of seven bits)
+            break
+    raise ValueError("a varint is longer than 64 bits")
 
 
 def read_text(buffer: bytes, position: int) -> tuple[str, int]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 WARM_UP_WINDOWS = 2
 """A half within the last window may have met its partner up to one window earlier."""
 WARM_UP_MARGIN_MS = 1000
+DEAD_LETTER_BYTES_MAX = 900_000
+"""The broker refuses messages above 1 MB, and a refused dead letter would stop the worker for ever."""
 RETRY_INTERVAL_MS = 100
 """Least time between two rounds of asking again for all that waits."""
 
@@ -73,11 +75,12 @@ class _Waiting(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """The settings that the engine needs, in ms."""
+    """The settings that the engine needs, as in `Settings`."""
 
     window_ms: int
     idle_slack_ms: int
     metadata_wait_ms: int
+    waiting_max: int
 
 
 class Engine:
@@ -183,13 +186,21 @@ class Engine:
     def _emit(self, partition: Partition, entry: Entry, pairs: list[Pair], now_ms: int) -> None:
         """Send these or let them wait for metadata, then take the entry's own 1 off its pending count."""
         moment = Moment.at(now_ms, self.history.pods_complete_until_us)
-        final = self._limits.metadata_wait_ms == 0
+        limits = self._limits
+        final = limits.metadata_wait_ms == 0
         for pair in pairs:
             if not self._send(pair, entry, moment, final=final):
                 entry.pending += 1
-                deadline_ms = now_ms + self._limits.metadata_wait_ms
-                self._waiting.append(_Waiting(partition, entry, pair, deadline_ms))
+                self._waiting.append(_Waiting(partition, entry, pair, now_ms + limits.metadata_wait_ms))
+        while len(self._waiting) > limits.waiting_max:
+            self._give_up(self._waiting.popleft(), moment)
         entry.pending -= 1
+
+    def _give_up(self, one: _Waiting, moment: Moment) -> None:
+        """Send a record that waited, with what is known of it."""
+        self._send(one.pair, one.entry, moment, final=True)
+        one.entry.pending -= 1
+        self.counts.metadata_timeouts += 1
 
     def _send(self, pair: Pair, entry: Entry, moment: Moment, *, final: bool) -> bool:
         flow = self._builder.build(pair, moment, final=final)
@@ -198,7 +209,8 @@ class Engine:
         self.counts.flows += 1
         self.counts.resolutions[flow.kinds[0]] += 1
         self.counts.resolutions[flow.kinds[1]] += 1
-        self.output.send(catalog.FLOWS.name, flow.key, flow.value, flow.event_ms, entry)
+        timestamp_ms = min(flow.event_ms, moment.now_ms)
+        self.output.send(catalog.FLOWS.name, flow.key, flow.value, timestamp_ms, entry)
         return True
 
     def _retry(self, now_ms: int) -> None:
@@ -211,10 +223,10 @@ class Engine:
         still: deque[_Waiting] = deque()
         while self._waiting and (changed or self._waiting[0].deadline_ms <= now_ms):
             one = self._waiting.popleft()
-            late = one.deadline_ms <= now_ms
-            if self._send(one.pair, one.entry, moment, final=late):
+            if self._send(one.pair, one.entry, moment, final=False):
                 one.entry.pending -= 1
-                self.counts.metadata_timeouts += late
+            elif one.deadline_ms <= now_ms:
+                self._give_up(one, moment)
             else:
                 still.append(one)
         self._waiting.extendleft(reversed(still))
@@ -223,17 +235,23 @@ class Engine:
         self, partition: int, message: RawMessage, why: raw.Rejected, entry: Entry, now_ms: int
     ) -> None:
         self.counts.dead_letters[why.reason] += 1
+        value = message.value or b""
+        cut = (
+            f"; {len(value)} bytes, cut to {DEAD_LETTER_BYTES_MAX}"
+            if len(value) > DEAD_LETTER_BYTES_MAX
+            else ""
+        )
         record = {
             "topic": catalog.RAW.name,
             "partition": partition,
             "offset": message.offset,
             "reason": why.reason,
-            "detail": why.detail,
+            "detail": why.detail + cut,
             "key": message.key,
-            "value": message.value or b"",
+            "value": value[:DEAD_LETTER_BYTES_MAX],
             "failed_at": now_ms,
             "schema_id": why.schema_id,
         }
-        value = codec.encode("DeadLetter", record, self._dead_letter_id)
+        encoded = codec.encode("DeadLetter", record, self._dead_letter_id)
         key = f"{catalog.RAW.name}/{partition}/{message.offset}".encode()
-        self.output.send(catalog.DEADLETTER.name, key, value, now_ms, entry)
+        self.output.send(catalog.DEADLETTER.name, key, encoded, now_ms, entry)

@@ -64,7 +64,7 @@ class Flow(NamedTuple):
     Attributes:
         key: flow_id in ASCII.
         value: framed Avro.
-        event_ms: Kafka timestamp, Unix time in ms.
+        event_ms: when it happened, Unix time in ms on the node's clock.
         kinds: how client and server were resolved.
     """
 
@@ -75,15 +75,16 @@ class Flow(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """When flows are made: emitted_at and metadata_age_ms, encoded once for many."""
+    """When flows are made (Unix time in ms), with emitted_at and metadata_age_ms encoded once for many."""
 
+    now_ms: int
     encoded: bytes
 
     @classmethod
     def at(cls, now_ms: int, pods_complete_until_us: int | None) -> Moment:
         """Return the moment `now_ms` (Unix time in ms) with metadata complete until a time in us."""
         age_ms = None if pods_complete_until_us is None else now_ms - pods_complete_until_us // 1000
-        return cls(avro.long(now_ms) + avro.optional_long(age_ms))
+        return cls(now_ms, avro.long(now_ms) + avro.optional_long(age_ms))
 
 
 def cluster_prefix(cluster: str) -> str:

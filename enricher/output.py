@@ -27,9 +27,6 @@ class Producer(Protocol):
     def poll(self, timeout: float) -> int:
         """Call delivery callbacks, waiting at most `timeout` seconds for the first."""
 
-    def flush(self, timeout: float) -> int:
-        """Send what is queued; return how many messages are left after `timeout` seconds."""
-
 
 class Entry:
     """One input message, or one round of idle windows, and how much of its output is still to be delivered.
@@ -86,7 +83,3 @@ class Output:
     def poll(self) -> None:
         """Take the delivery reports that are there."""
         self._producer.poll(0)
-
-    def flush(self, seconds: float) -> int:
-        """Send everything and return what is left after `seconds`."""
-        return self._producer.flush(seconds)

@@ -9,9 +9,10 @@ by `engine`.
 from __future__ import annotations
 
 import io
+import json
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import fastavro
@@ -35,13 +36,15 @@ LOCAL = slice(69, 85)
 REMOTE = slice(85, 101)
 COMM_AT = 101
 
-_INT = rb"[\x80-\xff]{0,4}[\x00-\x7f]"
-_LONG = rb"[\x80-\xff]{0,9}[\x00-\x7f]"
+_INT = rb"(?:[\x80-\xff]{0,3}[\x00-\x7f]|[\x80-\xff]{4}[\x00-\x0f])"
+_LONG = rb"(?:[\x80-\xff]{0,8}[\x00-\x7f]|[\x80-\xff]{9}[\x00\x01])"
+_TIME = b"[" + b"".join(b"\\x%02x" % byte for byte in range(0x80, 0x100, 2)) + rb"][\x80-\xff]{6}[\x00-\x7f]"
+"""Eight bytes, not negative."""
 _OPTIONAL = rb"(?:\x00|\x02" + _LONG + rb")"
 _COMM = b"|".join(re.escape(bytes((2 * size,))) + b".{%d}" % size for size in range(16))
 _EVENT = re.compile(
     rb".{8}[\x02\x04\x06\x08\x0a\x0c][\x02\x04][\x00\x02\x04\x06\x08\x0a\x0c\x0e\x10]"
-    rb"[\x00\x02\x04\x06\x08\x0a][\x00\x02\x04\x06\x08][\x80-\xff]{7}[\x00-\x7f].{80}"
+    rb"[\x00\x02\x04\x06\x08\x0a][\x00\x02\x04\x06\x08]" + _TIME + rb".{80}"
     rb"(?:" + _COMM + rb")"
     rb"(" + _INT + rb")"
     rb"(" + _INT + _OPTIONAL * 2 + rb")"
@@ -214,11 +217,17 @@ def _sizes(value: bytes, position: int) -> tuple[list[int], int]:
 def _rewrite(value: bytes, writer: object) -> bytes:
     """Return the batch in our own schema and with sizes of our own encoding; the slow path."""
     record = codec.decode(catalog.RAW.schema, value, writer)
-    event_schema = next(field for field in codec.parsed("RawBatch")["fields"] if field["name"] == "events")
     sizes = []
     for event in record["events"]:
         out = io.BytesIO()
-        fastavro.schemaless_writer(out, event_schema["type"]["items"], event)
+        fastavro.schemaless_writer(out, _event_schema(), event)
         sizes.append(out.tell())
     record["event_sizes"] = sizes
     return codec.encode(catalog.RAW.schema, record, catalog.RAW.schema_id)
+
+
+@cache
+def _event_schema() -> object:
+    fields = json.loads(codec.text(catalog.RAW.schema))["fields"]
+    events = next(field for field in fields if field["name"] == "events")
+    return fastavro.parse_schema(events["type"]["items"])

@@ -108,7 +108,9 @@ def _assemble(settings: Settings, ids: SchemaIds, exporting: CollectorRegistry, 
     resolver = Resolver(history, networks)
     builder = FlowBuilder(settings.cluster, ids.id_of(catalog.FLOWS), history, networks, resolver)
     output = Output(kafka.producer(settings.bootstrap, f"{settings.group_id}-{os.getpid()}"))
-    limits = Limits(settings.window_ms, settings.idle_slack_ms, settings.metadata_wait_ms)
+    limits = Limits(
+        settings.window_ms, settings.idle_slack_ms, settings.metadata_wait_ms, settings.waiting_max
+    )
     engine = Engine(limits, ids, history, builder, output)
     exporting.register(Exporter(engine.counts, lambda: _gauges(engine, reader)))
     raw_reader = kafka.RawReader(settings.bootstrap, settings.group_id, catalog.RAW.name)

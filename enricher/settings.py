@@ -60,7 +60,9 @@ class Settings(BaseSettings):
         50_000, ge=100, description="records sent and not acknowledged above which no more input is taken"
     )
     waiting_max: int = Field(
-        50_000, ge=0, description="records that wait for metadata above which no more input is taken"
+        50_000,
+        ge=0,
+        description="records that may wait for metadata at the same time; above, the oldest go out as they are",
     )
     stall_seconds: float = Field(
         60.0, ge=5, description="seconds with input waiting and none processed after which the process ends"

@@ -6,6 +6,7 @@ Never uses the enricher's own encoding, so that a test compares two independent 
 from __future__ import annotations
 
 import io
+import json
 import uuid
 from typing import Any
 
@@ -15,7 +16,8 @@ from schemas import catalog, codec
 
 NOW_US = 1_790_000_000_000_000
 CLUSTER = "testing"
-_EVENT_SCHEMA = next(f for f in codec.parsed("RawBatch")["fields"] if f["name"] == "events")["type"]["items"]
+_EVENTS = next(field for field in json.loads(codec.text("RawBatch"))["fields"] if field["name"] == "events")
+_EVENT_SCHEMA = fastavro.parse_schema(_EVENTS["type"]["items"])
 
 
 def ip(address: str) -> bytes:

@@ -28,6 +28,7 @@ class FakeProducer:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, bytes, bytes, Any]] = []
+        self.timestamps: list[int] = []
         self.full = 0
 
     def produce(self, topic: str, value: bytes, key: bytes, *, timestamp: int, on_delivery: Any) -> None:
@@ -36,14 +37,11 @@ class FakeProducer:
             self.full -= 1
             raise BufferError
         self.sent.append((topic, value, key, on_delivery))
+        self.timestamps.append(timestamp)
 
     def poll(self, timeout: float) -> int:
         """Report nothing by itself."""
         return 0
-
-    def flush(self, timeout: float) -> int:
-        """Leave everything."""
-        return len(self.sent)
 
     def deliver(self, number: int, error: Any = None) -> None:
         """Report message `number` as delivered, or as failed."""
@@ -67,7 +65,7 @@ class Rig:
         )
         self.producer = FakeProducer()
         self.engine = Engine(
-            Limits(WINDOW_MS, 500, 1000), CatalogIds(), history, builder, Output(self.producer)
+            Limits(WINDOW_MS, 500, 1000, 3), CatalogIds(), history, builder, Output(self.producer)
         )
         self.partition = self.engine.assign(0, 0)
         self.acked: list[int] = []
@@ -252,6 +250,33 @@ def test_failed_delivery_is_fatal() -> None:
     with pytest.raises(ProcessingError):
         rig.producer.deliver(0, error="message too large")
     assert rig.acked == []
+
+
+def test_too_many_waiting_records_push_the_oldest_out() -> None:
+    """The queue for metadata is bounded: the oldest goes out unresolved when a fourth would wait."""
+    rig = Rig(pods=False)
+    rig.take(*(event for number in range(4) for event in halves.opened(halves.key(number))))
+    (flow,) = rig.producer.flows()
+    assert (flow["tcp_key"], flow["client_reason"]) == (halves.key(0).hex(), "UNKNOWN_POD_UID")
+    assert rig.engine.waiting_metadata == 3
+
+
+def test_event_from_the_future_gets_a_timestamp_that_kafka_accepts() -> None:
+    """A node whose clock runs ahead must not make the broker refuse its flows; the record keeps its claim."""
+    rig = Rig()
+    ahead_us = halves.NOW_US + 86_400_000_000
+    rig.take(*(event | {"event_unix_us": ahead_us} for event in halves.opened(halves.key(1))))
+    assert rig.producer.timestamps == [NOW_MS]
+    assert rig.producer.flows()[0]["event_unix_us"] == ahead_us
+
+
+def test_huge_poison_is_cut_to_what_kafka_accepts() -> None:
+    """A dead letter that the broker would refuse for its size carries the beginning, and says so."""
+    rig = Rig()
+    rig.take(value=b"\x07" * 1_040_000)
+    record = codec.decode("DeadLetter", rig.producer.sent[0][1])
+    assert len(record["value"]) == 900_000
+    assert "1040000 bytes" in record["detail"]
 
 
 class FakeMessage:

@@ -81,7 +81,7 @@ def test_bytes_after_the_record_are_rejected() -> None:
 def test_broken_event_of_the_right_size_is_rejected() -> None:
     """An event whose structure is not TcpEvent's never gets into a flow, even when its size is right."""
     event = bytearray(halves.encoded(halves.failed(halves.key(2))))
-    for place, value in ((8, 0x0E), (9, 0x00), (13, 0x01), (101, 0x7E), (len(event) - 1, 0x04)):
+    for place, value in ((8, 0x0E), (9, 0x00), (13, 0x01), (13, 0x81), (101, 0x7E), (len(event) - 1, 0x04)):
         broken = bytearray(event)
         broken[place] = value
         message = SAMPLE.replace(bytes(event), bytes(broken))
