@@ -38,6 +38,7 @@ class Publisher:
     """The one writer of a cluster's metadata.
 
     Attributes:
+        meanwhile: called every 2 s while it waits for a broker that is away.
         end_offsets: by kind, the offset after the last record that is known to be in its topic.
         complete_until_us: by kind, the watermark that is in Kafka.
     """
@@ -58,6 +59,7 @@ class Publisher:
         self._watermark_schema_id = watermark_schema_id
         self._stop = stop
         self._metrics = metrics
+        self.meanwhile: Callable[[], None] = lambda: None
         self.end_offsets: dict[Kind, int] = dict.fromkeys(TOPICS, 0)
         self.complete_until_us: dict[Kind, int] = {}
 
@@ -143,7 +145,7 @@ class Publisher:
     def _flush(self) -> None:
         """Wait until the broker has everything, or has failed to take it within `message.timeout.ms`."""
         while self._producer.flush(CALL_SECONDS_MAX):
-            self._give_up_when_stopped()
+            self._go_on_waiting()
 
     def _abort(self) -> None:
         try:
@@ -160,13 +162,14 @@ class Publisher:
             except kafka.KafkaException as error:
                 if not error.args[0].retriable() or error.args[0].txn_requires_abort():
                     raise
-                self._give_up_when_stopped()
+                self._go_on_waiting()
                 continue
             return
 
-    def _give_up_when_stopped(self) -> None:
+    def _go_on_waiting(self) -> None:
         if self._stop.requested:
             raise StopRequested
+        self.meanwhile()
 
 
 def _raise_if_fatal(error: Any) -> None:

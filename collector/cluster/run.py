@@ -99,7 +99,8 @@ class Watcher:
         self.caught_up = False
 
     def serve(self, source: Source) -> None:
-        """Work until stopped; what is known by then is published if the broker takes it."""
+        """Work until stopped, observing on while a broker is away; at the end publish what is known."""
+        self._publisher.meanwhile = lambda: self._take_in(source.poll(0))
         while not self._stop.requested:
             wait_seconds = max(0.0, self._due - time.monotonic())
             self._take_in(source.poll(wait_seconds))
@@ -125,24 +126,27 @@ class Watcher:
         self._state.unencodable.clear()
         self._state.expire(now_us())
         self._metrics.unsent.set(len(self._state.changes))
-
-    def _publish(self) -> bool:
-        changes = self._state.changes
-        if not self._publisher.publish(changes, self._state.complete_until_us):
-            return False
-        for (kind, _), value in changes.items():
-            (self._metrics.tombstones if value is None else self._metrics.written).labels(kind).inc()
-        changes.clear()
-        self._metrics.unsent.set(0)
-        self._published_at = time.monotonic()
-        self._due = self._published_at + self._interval_seconds
         for kind in KINDS:
             self._metrics.present.labels(kind).set(self._state.present_count(kind))
             self._metrics.history.labels(kind).set(self._state.history_count(kind))
+
+    def _publish(self) -> bool:
+        unsent, complete = self._state.changes, set(self._complete)
+        changes = dict(unsent)
+        if not self._publisher.publish(changes, dict(self._state.complete_until_us)):
+            return False
+        for key, value in changes.items():
+            (self._metrics.tombstones if value is None else self._metrics.written).labels(key[0]).inc()
+            if unsent[key] is value:  # else it changed again meanwhile
+                del unsent[key]
+        self._metrics.unsent.set(len(unsent))
+        self._published_at = time.monotonic()
+        self._due = self._published_at + self._interval_seconds
+        for kind in KINDS:
             self._metrics.complete_until.labels(kind).set(
                 self._publisher.complete_until_us.get(kind, 0) / 1e6
             )
-        if not self.caught_up and len(self._complete) == len(KINDS):
+        if not self.caught_up and len(complete) == len(KINDS):
             self.caught_up = True
             log.info("caught_up", **{kind: self._state.present_count(kind) for kind in KINDS})
         return True

@@ -135,6 +135,14 @@ class Watcher:
         self.process.send_signal(how)
         return self.process.wait(30)
 
+    def present_pods(self) -> int | None:
+        """Return how many pods the watcher sees at present, written or not."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
+            for line in answer.read().decode().splitlines():
+                if line.startswith('podwire_watcher_objects{kind="pods"}'):
+                    return round(float(line.split()[-1]))
+        return None
+
     def pods(self) -> Records:
         """Return this cluster's pods, by name of the test."""
         found, _ = read(self.bootstrap, catalog.PODS)
@@ -290,10 +298,12 @@ def test_broker_that_was_away_gets_everything_afterwards(tmp_path: Path) -> None
     try:
         until(watcher.healthy)
         kafka.kill()
-        for name in ("b", "c"):
-            watcher.write(pod("a", uid=watcher.uid("a")), pod(name, uid=watcher.uid(name)))
+        for present in (1, 2, 1):
+            watcher.write(*(pod(name, uid=watcher.uid(name)) for name in ("a", "b")[:present]))
+            until(lambda present=present: watcher.present_pods() == present)
         kafka.start()
-        until(lambda: set(watcher.pods()) >= {"a", "c"})
+        short_lived = watcher.pod_until("b", lambda one: one["valid_to_us"] is not None)
+        assert short_lived["addresses"][0]["to_latest_us"] is not None
         assert watcher.healthy()
         assert watcher.stop() == 0
     finally:

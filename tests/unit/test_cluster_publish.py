@@ -188,6 +188,15 @@ def test_unknown_outcome_of_a_commit_is_asked_again() -> None:
     assert "abort" not in producer.calls
 
 
+def test_observing_goes_on_while_the_broker_is_away() -> None:
+    """What happens during an outage is seen, although nothing can be written."""
+    looks: list[str] = []
+    one = publisher(Producer(flush=[None, None], commit=[failure(**TEMPORARY)]))
+    one.meanwhile = lambda: looks.append("look")
+    assert one.publish(CHANGES, {})
+    assert len(looks) == 3
+
+
 def test_undelivered_record_aborts() -> None:
     """A record that the broker never took must not be followed by a watermark."""
     producer = Producer()
