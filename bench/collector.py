@@ -27,6 +27,7 @@ from collector.node.clock import measure
 from collector.node.collect import NodeCollector, Pace, Reporter
 from collector.node.columns import tcp_event_columns, tcp_keys
 from collector.node.encode import encode_events
+from collector.node.memory import keep_freed_memory
 from collector.node.metrics import Metrics
 from collector.node.publish import Publisher
 from collector.node.spool import Spool
@@ -174,6 +175,7 @@ def main(arguments: list[str]) -> int:
     """Run the benchmark and print what came out; return the exit status."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     choices = parse(arguments)
+    keep_freed_memory()
     with tempfile.TemporaryDirectory(prefix="podwire-bench-") as name:
         folder = Path(name)
         broker = None if choices.bootstrap else Broker(folder / "kafka")

@@ -31,7 +31,7 @@ DOORS = {
     },
     "faust": {"enricher/app.py"},
     "kubernetes": {"collector/cluster/source.py"},
-    "ctypes": {"collector/node/core.py", "podwire/demo/workload.py"},
+    "ctypes": {"collector/node/core.py", "collector/node/memory.py", "podwire/demo/workload.py"},
 }
 
 

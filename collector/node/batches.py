@@ -7,22 +7,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from collector.node.columns import tcp_event_columns, tcp_keys
+from collector.node.columns import Owners, tcp_event_columns, tcp_keys
 from collector.node.encode import Header, encode_events, raw_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from collector.node.clock import ClockOffset
-    from collector.node.columns import Events, Origin, Owners
+    from collector.node.columns import Events, Origin
     from collector.node.encode import Integers
 
 BATCH_BYTES_MAX = 900_000  # of events and their sizes; Kafka's default limit of a message is 1,048,588 bytes
 SIZE_ENTRY_BYTES = 2  # an event's entry in event_sizes: 64 to 8,191 bytes
+ROWS_MAX = (
+    2048  # encoded together: 0.8 us per event against 1.1 at 4096, when the columns outgrow a CPU's cache
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,17 @@ class Batch:
     value: bytes
 
 
+class _Stretch(NamedTuple):
+    """Encoded events of one partition: the size of each, and all of them one after the other."""
+
+    sizes: Integers
+    bodies: memoryview
+
+    def bytes(self) -> int:
+        """Return what they take in a message."""
+        return len(self.bodies) + SIZE_ENTRY_BYTES * len(self.sizes)
+
+
 class Batcher:
     """Numbers and encodes the batches of one producer epoch."""
 
@@ -51,21 +65,39 @@ class Batcher:
 
     def batches(self, events: Events, owners: Owners, clock: ClockOffset) -> list[Batch]:
         """Return the messages that hold `events`: in kernel order within a partition, none above the size limit."""
+        stretches: list[list[_Stretch]] = [[] for _ in range(self._partitions)]
+        for start in range(0, len(events), ROWS_MAX):
+            rows = slice(start, start + ROWS_MAX)
+            some = Owners(*(column[rows] for column in owners))  # type: ignore[arg-type]
+            self._encode(events[rows], some, clock, stretches)
+        return [
+            self._batch(partition, message, clock)
+            for partition, found in enumerate(stretches)
+            for message in messages(found, BATCH_BYTES_MAX)
+        ]
+
+    def _encode(
+        self, events: Events, owners: Owners, clock: ClockOffset, stretches: list[list[_Stretch]]
+    ) -> None:
+        """Encode some events and add what belongs to each partition to its stretches."""
         keys = tcp_keys(events, self._origin)
         partitions = keys % np.uint64(self._partitions)
         order = np.argsort(partitions, kind="stable")
-        columns = tcp_event_columns(events, keys, owners, clock)
-        bodies, sizes = encode_events(columns, order)
-        ends = np.cumsum(sizes)
+        bodies, sizes = encode_events(tcp_event_columns(events, keys, owners, clock), order)
+        offsets = np.concatenate(([0], np.cumsum(sizes)))
         edges = np.searchsorted(partitions[order], np.arange(self._partitions + 1))
-        made = []
         for partition, (first, last) in enumerate(pairwise(edges)):
-            for start, stop in cuts(sizes[first:last], BATCH_BYTES_MAX):
-                rows = slice(first + start, first + stop)
-                body = bodies[ends[rows.start] - sizes[rows.start] : ends[rows.stop - 1]]
-                value = raw_batch(self._schema_id, self._header(partition, clock), sizes[rows], body)
-                made.append(Batch(partition, int(stop - start), value))
-        return made
+            if last > first:
+                stretches[partition].append(
+                    _Stretch(sizes[first:last], bodies[offsets[first] : offsets[last]])
+                )
+
+    def _batch(self, partition: int, message: list[_Stretch], clock: ClockOffset) -> Batch:
+        sizes = np.concatenate([stretch.sizes for stretch in message])
+        bodies = [stretch.bodies for stretch in message]
+        return Batch(
+            partition, len(sizes), raw_batch(self._schema_id, self._header(partition, clock), sizes, bodies)
+        )
 
     def _header(self, partition: int, clock: ClockOffset) -> Header:
         sequence = self._sequences[partition]
@@ -84,12 +116,13 @@ class Batcher:
         )
 
 
-def cuts(sizes: Integers, bytes_max: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of consecutive stretches, as long as possible, that take at most `bytes_max` each."""
-    ends = np.cumsum(sizes + SIZE_ENTRY_BYTES)
-    start = 0
-    while start < len(sizes):
-        before = int(ends[start - 1]) if start else 0
-        stop = max(int(np.searchsorted(ends, before + bytes_max, side="right")), start + 1)
-        yield start, stop
-        start = stop
+def messages(stretches: Iterable[_Stretch], bytes_max: int) -> Iterator[list[_Stretch]]:
+    """Yield consecutive stretches, as many as fit into `bytes_max` each time; each one fits by itself."""
+    message: list[_Stretch] = []
+    for stretch in stretches:
+        if message and sum(map(_Stretch.bytes, message)) + stretch.bytes() > bytes_max:
+            yield message
+            message = []
+        message.append(stretch)
+    if message:
+        yield message

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collector.node.publish import Producer, Publisher
     from collector.node.spool import Spool
 
-RECORDS_MAX = 4096  # per turn: what is encoded together should fit the cache of a CPU
+RECORDS_MAX = 8192  # per turn
 RING_SHARE_PER_TURN = 1 / 16  # read before this share of the ring has filled again
 RING_RECORD_BYTES = EVENT.itemsize + 8
 SNAPSHOT_SECONDS = 1.0

@@ -12,7 +12,7 @@ right, so that what one piece stores beyond its size is overwritten by the next 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -301,13 +301,13 @@ class Header:
         return b"".join(_string(value) if isinstance(value, str) else _long(value) for value in values)
 
 
-def raw_batch(schema_id: int, header: Header, sizes: Integers, bodies: bytes | memoryview) -> bytes:
-    """Return the framed RawBatch of at least one event: prefix, header, `sizes` and `bodies`.
+def raw_batch(schema_id: int, header: Header, sizes: Integers, bodies: Iterable[memoryview]) -> bytes:
+    """Return the framed RawBatch of at least one event: prefix, header, `sizes` and `bodies`, in several parts.
 
     Both arrays are one block of a positive count: one library can't read sized blocks of a negative count.
     """
     assert len(sizes) > 0
     count = _long(len(sizes))
     return b"".join(
-        (codec.prefix(schema_id), header.encode(), count, varints(sizes), b"\0", count, bodies, b"\0")
+        (codec.prefix(schema_id), header.encode(), count, varints(sizes), b"\0", count, *bodies, b"\0")
     )

@@ -23,6 +23,7 @@ from collector.node.batches import Batcher
 from collector.node.collect import NodeCollector, Pace, Reporter
 from collector.node.columns import Origin
 from collector.node.keys import read_secret
+from collector.node.memory import keep_freed_memory
 from collector.node.metrics import Metrics
 from collector.node.probes import DEFAULT_OBJECT, ProbeOptions, Probes
 from collector.node.publish import Publisher
@@ -43,6 +44,7 @@ log = structlog.get_logger()
 def run(arguments: list[str]) -> int:
     """Collect until SIGTERM or SIGINT, then publish the rest; return 0. FatalError for what an operator must mend."""
     settings = parse(arguments)
+    keep_freed_memory()
     origin = Origin(
         cluster=settings.cluster,
         node=settings.node,

@@ -106,7 +106,7 @@ def test_raw_batch_is_decoded_by_the_avro_library(
     """The reference implementation reads a whole message with the `.avsc` alone."""
     bodies, sizes = encode(events)
     header = Header(text, "n", "b", number, partition, number, 1, number, 3)
-    value = raw_batch(1, header, sizes, bodies)
+    value = raw_batch(1, header, sizes, [bodies])
     decoder = avro.io.BinaryDecoder(io.BytesIO(codec.split(value)[1]))
     batch: Any = avro.io.DatumReader(avro.schema.parse(codec.text("RawBatch"))).read(decoder)
     assert batch["events"] == events

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collector.node import batches as module
-from collector.node.batches import Batcher, cuts
+from collector.node.batches import Batcher, messages
 from collector.node.clock import ClockOffset
 from collector.node.columns import tcp_keys
 from schemas import codec
@@ -64,14 +64,23 @@ def test_big_flush_is_cut_below_the_message_limit() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(64, 400), max_size=60), st.integers(1, 3000))
-def test_cuts_are_gapless_bounded_and_greedy(sizes: list[int], bytes_max: int) -> None:
-    """Stretches follow each other, none exceeds the bound unless it is one event, none could take one more."""
-    array = np.array(sizes, np.int64)
-    found = list(cuts(array, bytes_max))
-    assert [start for start, _ in found] == [0, *(stop for _, stop in found[:-1])][: len(found)]
-    assert (found[-1][1] if found else 0) == len(sizes)
-    for start, stop in found:
-        weight = sum(sizes[start:stop]) + module.SIZE_ENTRY_BYTES * (stop - start)
-        assert weight <= bytes_max or stop == start + 1
-        assert stop == len(sizes) or weight + sizes[stop] + module.SIZE_ENTRY_BYTES > bytes_max
+@given(st.lists(st.lists(st.integers(64, 400), min_size=1, max_size=9), max_size=12), st.integers(4000, 9000))
+def test_messages_are_gapless_bounded_and_greedy(sizes: list[list[int]], bytes_max: int) -> None:
+    """Stretches keep their order, no message exceeds the bound, none could take the next stretch too."""
+    stretches = [module._Stretch(np.array(some), memoryview(bytes(sum(some)))) for some in sizes]
+    found = list(messages(stretches, bytes_max))
+    assert [id(stretch) for message in found for stretch in message] == [id(stretch) for stretch in stretches]
+    weights = [sum(stretch.bytes() for stretch in message) for message in found]
+    assert all(weight <= bytes_max for weight in weights)
+    for weight, following in zip(weights[:-1], found[1:], strict=True):
+        assert weight + following[0].bytes() > bytes_max
+
+
+def test_largest_stretch_fits_into_a_message() -> None:
+    """Even events of the largest encoding, as many as are encoded together, fit below the limit."""
+    huge = dict.fromkeys(("tgid", "uid", "netns_ino", "segments_sent", "retransmits", "rtt_us"), 2**32 - 1)
+    made = events(
+        module.ROWS_MAX, b"x" * 15, type=4, socket_cookie=2**63, bytes_sent=2**63, cgroup_id=2**63, **huge
+    )
+    (batch,) = Batcher(ORIGIN, 1, 1).batches(made, no_owners(len(made)), CLOCK)
+    assert len(batch.value) < module.BATCH_BYTES_MAX

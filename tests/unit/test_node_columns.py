@@ -158,7 +158,7 @@ def test_head_has_its_fixed_width_even_with_a_clock_in_1970() -> None:
             head = bodies[start : start + HEAD_BYTES]
             assert head[-16:] == bytes(range(16))
             assert bodies[start + HEAD_BYTES : start + HEAD_BYTES + 3] == b"\x04zz"
-    assert codec.decode("RawBatch", raw_batch(1, _header(), sizes, bodies))["events"]
+    assert codec.decode("RawBatch", raw_batch(1, _header(), sizes, [bodies]))["events"]
 
 
 def _header() -> Any:
