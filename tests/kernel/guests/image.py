@@ -81,9 +81,12 @@ def base_layer() -> Path:
             old.unlink()
         sources = [entry.source for entry in entries if isinstance(entry, cpio.File)]
         libraries = _libraries(source for source in sources if isinstance(source, Path))
-        with tempfile.NamedTemporaryFile(dir=BUILD, delete=False) as out:
-            cpio.write(out, {entry.path: entry for entry in [*libraries, *entries]}.values())  # type: ignore[arg-type]
-        Path(out.name).rename(layer)
+        by_path: dict[str, cpio.File | cpio.Link] = {entry.path: entry for entry in [*libraries, *entries]}
+        with tempfile.TemporaryDirectory(dir=BUILD) as scratch:
+            made = Path(scratch) / "base"
+            with made.open("wb") as out:
+                cpio.write(out, by_path.values())
+            made.rename(layer)
     return layer
 
 
@@ -98,7 +101,8 @@ def checkout_entries() -> Iterator[cpio.File]:
     yield cpio.File("/init", Path(__file__).with_name("init.sh"), 0o755)
     for name in CHECKOUT:
         for path in _files(ROOT / name, left_out_folders={"guests"}):
-            yield cpio.File(f"{HOME}/{path.relative_to(ROOT)}", path)
+            if ".pyc." not in path.name:  # a byte-code cache that is being written
+                yield cpio.File(f"{HOME}/{path.relative_to(ROOT)}", path)
 
 
 def _python() -> Iterator[cpio.File | cpio.Link]:
