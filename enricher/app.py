@@ -159,7 +159,9 @@ class Worker:
         while not self.app.should_stop:
             for partition in list(self._engine.partitions.values()):
                 now_ms = wall_ms()
-                if not self._warm[partition].done() or not self._engine.has_idle_halves(partition, now_ms):
+                if partition.dropped or not self._warm[partition].done():
+                    continue  # revoked during the `await` below, or not rebuilt yet
+                if not self._engine.has_idle_halves(partition, now_ms):
                     continue
                 try:
                     end = await asyncio.to_thread(self._reader.end, partition.number)

@@ -59,7 +59,9 @@ class Bench:
         deadline = time.monotonic() + DEADLINE_SECONDS
         while True:
             try:
-                return int(self._reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)[1])
+                return int(
+                    self._reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)[1]
+                )
             except KafkaException:
                 if time.monotonic() > deadline:
                     raise
@@ -188,7 +190,7 @@ def test_halves_in_two_messages_become_one_named_flow(bench: Bench) -> None:
 def test_half_without_partner_comes_out_after_the_window_of_a_quiet_partition(bench: Bench) -> None:
     """No message follows, and yet the half comes out one-sided; its partner later is a record of its own."""
     bench.publish_pods()
-    with bench.enricher():
+    with bench.enricher(PODWIRE_METADATA_WAIT_MS="200"):
         client, server = bench.opened(1)
         bench.send([client])
         bench.read_until(lambda: len(bench.of(1)) == 1)
@@ -298,3 +300,23 @@ def test_two_workers_share_the_partitions(bench: Bench) -> None:
             bench.send(bench.opened(number, number % PARTITIONS), number % PARTITIONS)
         bench.read_until(lambda: len(identities(bench.flows)) == 81)
     assert {flow["observed_by"] for flow in bench.flows} == {"BOTH"}
+
+
+def test_orderly_end_leaves_nothing_to_repeat(bench: Bench) -> None:
+    """What was delivered before SIGTERM was committed too: the next worker goes on behind it."""
+    bench.publish_pods()
+    with bench.enricher():
+        for number in range(20):
+            bench.send(bench.opened(number))
+        bench.read_until(lambda: len(bench.flows) == 20)
+    with bench.enricher():
+        bench.send(bench.opened(20))
+        bench.read_until(lambda: len(bench.of(20)) == 1)
+    assert len(bench.flows) == 21
+
+
+def test_wrong_setting_ends_with_its_own_exit_code(bench: Bench) -> None:
+    """A window of nonsense is refused before Kafka is touched."""
+    process = bench.start(PODWIRE_WINDOW_MS="soon")
+    assert process.wait(30) == 20
+    assert "window_ms" in bench.logs()
