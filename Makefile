@@ -7,7 +7,7 @@ DEMO_SECONDS ?= 0
 TESTS ?= tests
 MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:2.8:copy-dependencies
 
-.PHONY: help setup bpf kafka demo test lint bench abi clean
+.PHONY: help setup bpf kafka demo test lint bench abi docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,14 @@ bench: setup ## measure; each file in bench/ prints a table and a JSON line
 
 abi: setup ## generate collector/node/abi.py from the object's BTF
 	@$(MAKE) -C bpf abi
+
+docs: setup ## generate docs/reference.md from settings, metrics and schemas
+	@$(PYTHON_VENV) docs/generate.py
+
+lock: setup ## lock the Python packages that pyproject.toml asks for
+	@$(PYTHON_VENV) -m pip install --quiet --disable-pip-version-check uv
+	@$(PYTHON_VENV) -m uv pip compile pyproject.toml --all-extras --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --no-header --no-annotate --quiet --output-file requirements/all.txt
 
 clean: ## remove what was built; the Python environment stays
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -5,27 +5,21 @@ Never reads files and never connects. Called by `run`.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path  # noqa: TC003 (pydantic reads the annotation)
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
 
-from collector.errors import SettingsError
+import collector.settings
+from collector.settings import CollectorSettings
 
-PREFIX = "PODWIRE_"
 HOUR_US = 3_600_000_000
 
 
-class Settings(BaseSettings):
+class Settings(CollectorSettings):
     """What the cluster watcher can be told; each field is also a flag, `--like-this`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
-
-    cluster: str = Field(min_length=1, description="name of the cluster, as in every record")
-    bootstrap: str = Field("127.0.0.1:9092", min_length=1, description="Kafka brokers, host:port,host:port")
-    registry_url: str = Field("", description="schema registry; empty takes the ids fixed in the catalog")
     manifests: Path | None = Field(
         None,
         description="file or folder in the form of `kubectl get pods,services,nodes -A -o json` to take "
@@ -56,8 +50,6 @@ class Settings(BaseSettings):
     history_retention_hours: float = Field(
         168.0, gt=0, description="hours that what was deleted stays readable, at least the longest replay"
     )
-    http_host: str = Field("127.0.0.1", description="address that /metrics and /healthz listen on")
-    http_port: int = Field(0, ge=0, le=65_535, description="their TCP port; 0 takes any free one")
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -83,23 +75,6 @@ class Settings(BaseSettings):
 
 
 def parse(arguments: list[str]) -> Settings:
-    """Return the settings from flags and environment; SettingsError names each wrong one.
-
-    `--help` prints all flags and leaves by SystemExit, as argparse does.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m collector cluster", description="Publishes Kubernetes' pods, services and nodes."
-    )
-    for name, field in Settings.model_fields.items():
-        default = "required" if field.is_required() else f"default {field.default!r}"
-        text = f"{field.description} [{PREFIX}{name.upper()}; {default}]"
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=text.replace("%", "%%"))
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise SettingsError(
-            f"Settings are wrong: {wrong}.",
-            "set the flag (--like-this) or the variable (PODWIRE_LIKE_THIS); --help lists them all",
-        ) from error
+    """Return the settings from flags and environment, as `collector.settings.parse` does."""
+    program, description = "python -m collector cluster", "Publishes Kubernetes' pods, services and nodes."
+    return collector.settings.parse(Settings, program, description, arguments)

@@ -5,28 +5,20 @@ Never reads files and never connects. Called by `run`.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator
 
-from collector.errors import SettingsError
+import collector.settings
+from collector.settings import CollectorSettings
 from schemas.catalog import PARTITIONS_DEFAULT
 
-PREFIX = "PODWIRE_"
 
-
-class Settings(BaseSettings):
+class Settings(CollectorSettings):
     """What the node collector can be told; each field is also a flag, `--like-this`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
-
-    cluster: str = Field(min_length=1, description="name of the cluster, as in every record")
     node: str = Field(min_length=1, description="name of the Kubernetes node this process runs on")
-    bootstrap: str = Field("127.0.0.1:9092", min_length=1, description="Kafka brokers, host:port,host:port")
-    registry_url: str = Field("", description="schema registry; empty takes the ids fixed in the catalog")
     key_file: Path = Field(
         description="file with the cluster's secret, 32 hex digits, the same on every node"
     )
@@ -78,8 +70,6 @@ class Settings(BaseSettings):
         ge=0,
         description="seconds for Kafka to acknowledge the rest at an orderly end; what is left is spooled",
     )
-    http_host: str = Field("127.0.0.1", description="address that /metrics and /healthz listen on")
-    http_port: int = Field(0, ge=0, le=65_535, description="their TCP port; 0 takes any free one")
 
     @field_validator("pin_dir", "object", mode="before")
     @classmethod
@@ -95,23 +85,6 @@ class Settings(BaseSettings):
 
 
 def parse(arguments: list[str]) -> Settings:
-    """Return the settings from flags and environment; SettingsError names each wrong one.
-
-    `--help` prints all flags and leaves by SystemExit, as argparse does.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m collector node", description="Publishes the TCP connections of this node."
-    )
-    for name, field in Settings.model_fields.items():
-        default = "required" if field.is_required() else f"default {field.default!s}"
-        text = f"{field.description} [{PREFIX}{name.upper()}; {default}]"
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=text.replace("%", "%%"))
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-        raise SettingsError(
-            f"Settings are wrong: {wrong}.",
-            "set the flag (--like-this) or the variable (PODWIRE_LIKE_THIS); --help lists them all",
-        ) from error
+    """Return the settings from flags and environment, as `collector.settings.parse` does."""
+    program, description = "python -m collector node", "Publishes the TCP connections of this node."
+    return collector.settings.parse(Settings, program, description, arguments)
