@@ -56,7 +56,7 @@ enum podwire_counter {
 	PODWIRE_LOST_RING_FULL = 1,       /* ... of these: no room in the events ring */
 	PODWIRE_LOST_SOCKET_MAP_FULL = 2, /* ... of these: no room to remember the socket */
 	PODWIRE_LOST_NAME_RING_FULL = 3,  /* names only: told again at the cgroup's next event, no event is lost */
-	PODWIRE_UNTRACKED = 4,            /* closes of sockets opened before the probes were there; not attempted */
+	PODWIRE_UNTRACKED = 4,            /* ends without an event, not attempted: opened before the probes, or not shown */
 	PODWIRE_COUNTERS = 5,
 };
 

@@ -95,6 +95,13 @@ static __always_inline void emit(struct podwire_event *event, enum podwire_event
 		count(PODWIRE_LOST_RING_FULL);
 }
 
+/* An entry that outlived its socket: its CLOSE was not seen, and the kernel has given the address away again. */
+static __always_inline void forget_stale(const struct podwire_event *entry)
+{
+	if (entry && entry->established_ns)
+		count(PODWIRE_UNTRACKED);
+}
+
 static __always_inline void remember(__u64 key, const struct podwire_event *entry)
 {
 	if (!bpf_map_update_elem(&sockets, &key, entry, BPF_ANY))
@@ -123,6 +130,7 @@ static __always_inline void connect_begins(struct sock *sk, const struct tcp_soc
 		.closed_by = PODWIRE_CLOSED_NONE,
 		.rtt_min_us = -1,
 	};
+	__u64 key = (__u64)sk;
 
 	fill_tuple(&entry, sk, tcp);
 	if (filtered(&entry))
@@ -132,7 +140,8 @@ static __always_inline void connect_begins(struct sock *sk, const struct tcp_soc
 		own_by_process(&entry);
 	else
 		own_by_cgroup(&entry, sk);
-	remember((__u64)sk, &entry);
+	forget_stale(bpf_map_lookup_elem(&sockets, &key));
+	remember(key, &entry);
 }
 
 static __always_inline void connected(struct podwire_event *entry, const struct sock *sk, const struct tcp_sock *tcp,
@@ -193,6 +202,10 @@ static __always_inline void established(struct sock *sk, const struct tcp_sock *
 	__u64 key = (__u64)sk, now_ns = bpf_ktime_get_boot_ns();
 	struct podwire_event *entry = bpf_map_lookup_elem(&sockets, &key);
 
+	if (entry && entry->established_ns) {
+		forget_stale(entry);
+		entry = 0;
+	}
 	if (entry && entry->role == PODWIRE_CLIENT)
 		connected(entry, sk, tcp, now_ns);
 	else if (old_state == TCP_SYN_RECV)
