@@ -16,10 +16,14 @@ from collector.errors import SettingsError
 PREFIX = "PODWIRE_"
 
 
-class CollectorSettings(BaseSettings):
-    """The fields that both collectors have; each field is also a flag, `--like-this`."""
+class PodwireSettings(BaseSettings):
+    """Where settings come from: each field is a variable, PODWIRE_LIKE_THIS, and a flag, `--like-this`."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
+
+
+class CollectorSettings(PodwireSettings):
+    """The fields that both collectors have."""
 
     cluster: str = Field(min_length=1, description="name of the cluster, as in every record")
     bootstrap: str = Field("127.0.0.1:9092", min_length=1, description="Kafka brokers, host:port,host:port")
@@ -28,7 +32,7 @@ class CollectorSettings(BaseSettings):
     http_port: int = Field(0, ge=0, le=65_535, description="their TCP port; 0 takes any free one")
 
 
-Kind = TypeVar("Kind", bound=CollectorSettings)
+Kind = TypeVar("Kind", bound=PodwireSettings)
 
 
 def parse(kind: type[Kind], program: str, description: str, arguments: list[str]) -> Kind:

@@ -30,11 +30,15 @@ UNSURE = b""
 
 
 class Journal:
-    """The names that were told since boot, one JSON object a line: boot_id, id, path."""
+    """The names that were told since boot, one JSON object a line: boot_id, id, path.
 
-    def __init__(self, folder: Path, boot_id: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / JOURNAL_NAME
+    Without a folder it keeps nothing: probes that are not pinned leave no successor who could read it.
+    """
+
+    def __init__(self, folder: Path | None, boot_id: str) -> None:
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / JOURNAL_NAME if folder else None
         self._boot_id = boot_id
         self.lines = 0
 
@@ -42,7 +46,7 @@ class Journal:
         """Return the paths by cgroup id that were told since this boot; a torn last line is left out."""
         paths: dict[int, str] = {}
         self.lines = 0
-        if not self._path.exists():
+        if self._path is None or not self._path.exists():
             return paths
         for line in self._path.read_text(encoding="ascii", errors="replace").splitlines():
             self.lines += 1
@@ -56,11 +60,15 @@ class Journal:
 
     def append(self, paths: Iterable[tuple[int, str]]) -> None:
         """Add names; in the page cache on return, so they survive the process but not the boot."""
+        if self._path is None:
+            return
         with self._path.open("a", encoding="ascii") as file:
             self.lines += self._write(file, paths)
 
     def replace(self, paths: Iterable[tuple[int, str]]) -> None:
         """Make `paths` the whole content."""
+        if self._path is None:
+            return
         fresh = self._path.with_suffix(".new")
         with fresh.open("w", encoding="ascii") as file:
             self.lines = self._write(file, paths)

@@ -43,7 +43,7 @@ class ProbeOptions:
     """How to load the probes.
 
     Attributes:
-        state_dir: folder for `cgroups.jsonl`.
+        state_dir: folder for `cgroups.jsonl`; None keeps none, which is enough without a pin_dir.
         object_path: the compiled BPF object.
         ring_bytes: size of the events ring, a power of two; 176 bytes per event.
         names_ring_bytes: size of the cgroup names ring, a power of two; 920 bytes per cgroup.
@@ -54,7 +54,7 @@ class ProbeOptions:
         tier: "auto", "tracepoint" or "tp_btf".
     """
 
-    state_dir: Path
+    state_dir: Path | None
     object_path: Path = DEFAULT_OBJECT
     ring_bytes: int = 1 << 24
     names_ring_bytes: int = 1 << 20

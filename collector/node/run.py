@@ -25,7 +25,7 @@ from collector.node.columns import Origin
 from collector.node.keys import read_secret
 from collector.node.memory import keep_freed_memory
 from collector.node.metrics import Metrics
-from collector.node.probes import DEFAULT_OBJECT, ProbeOptions, Probes
+from collector.node.probes import Probes
 from collector.node.publish import Publisher
 from collector.node.settings import Settings, parse
 from collector.node.spool import Spool
@@ -57,7 +57,7 @@ def run(arguments: list[str]) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    probes = Probes.open(probe_options(settings))
+    probes = Probes.open(settings.probe_options(settings.state_dir, settings.pin_dir))
     try:
         collect(settings, origin, probes, spool, stop)
     finally:
@@ -92,21 +92,6 @@ def open_spool(settings: Settings, origin: Origin) -> Spool:
             "set PODWIRE_STATE_DIR to a folder that this process may write",
         ) from error
     return spool
-
-
-def probe_options(settings: Settings) -> ProbeOptions:
-    """Return what the kernel half needs of the settings."""
-    return ProbeOptions(
-        state_dir=settings.state_dir,
-        object_path=settings.object or DEFAULT_OBJECT,
-        ring_bytes=settings.ring_bytes,
-        names_ring_bytes=settings.names_ring_bytes,
-        sockets_max=settings.sockets_max,
-        cgroups_max=settings.cgroups_max,
-        filter_loopback=settings.filter_loopback,
-        pin_dir=settings.pin_dir,
-        tier=settings.tier,
-    )
 
 
 def collect(settings: Settings, origin: Origin, probes: Probes, spool: Spool, stop: threading.Event) -> None:

@@ -11,30 +11,16 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 import collector.settings
-from collector.settings import CollectorSettings
+from collector.node.probes import DEFAULT_OBJECT, ProbeOptions
+from collector.settings import CollectorSettings, PodwireSettings
 from schemas.catalog import PARTITIONS_DEFAULT
 
+PROGRAM = "python -m collector node"
 
-class Settings(CollectorSettings):
-    """What the node collector can be told; each field is also a flag, `--like-this`."""
 
-    node: str = Field(min_length=1, description="name of the Kubernetes node this process runs on")
-    key_file: Path = Field(
-        description="file with the cluster's secret, 32 hex digits, the same on every node"
-    )
-    key_id: int = Field(1, ge=0, le=2**31 - 1, description="number of that secret, in every batch")
-    partitions: int = Field(
-        PARTITIONS_DEFAULT, ge=1, le=10_000, description="partition count of the raw topic"
-    )
-    state_dir: Path = Field(Path("/var/lib/podwire"), description="folder for the spool and for cgroup names")
-    pin_dir: Path | None = Field(
-        None,
-        description="folder on a bpffs where maps and links are pinned, so that no event is missed between a "
-        "crash and the next start; empty pins nothing",
-    )
-    keep_probes: bool = Field(
-        False, description="leave pinned probes attached at an orderly end, for an upgrade"
-    )
+class ProbeSettings(PodwireSettings):
+    """What the probes can be told, whatever becomes of their events."""
+
     object: Path | None = Field(
         None, description="BPF object file; empty takes the one built in this checkout"
     )
@@ -56,6 +42,84 @@ class Settings(CollectorSettings):
         le=5000,
         description="milliseconds between two readings of the ring; shorter when it fills fast",
     )
+
+    @field_validator("object", mode="before")
+    @classmethod
+    def _no_path(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("ring_bytes", "names_ring_bytes")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value < 1 << 12 or value & (value - 1):
+            raise ValueError("must be a power of two of at least 4096")
+        return value
+
+    def probe_options(self, state_dir: Path | None = None, pin_dir: Path | None = None) -> ProbeOptions:
+        """Return what the kernel half needs of the settings."""
+        return ProbeOptions(
+            state_dir=state_dir,
+            object_path=self.object or DEFAULT_OBJECT,
+            ring_bytes=self.ring_bytes,
+            names_ring_bytes=self.names_ring_bytes,
+            sockets_max=self.sockets_max,
+            cgroups_max=self.cgroups_max,
+            filter_loopback=self.filter_loopback,
+            pin_dir=pin_dir,
+            tier=self.tier,
+        )
+
+
+class PinSettings(PodwireSettings):
+    """Where probes are kept alive."""
+
+    pin_dir: Path | None = Field(
+        None,
+        description="folder on a bpffs where maps and links are pinned, so that no event is missed between a "
+        "crash and the next start; empty pins nothing",
+    )
+
+    @field_validator("pin_dir", mode="before")
+    @classmethod
+    def _no_pin_dir(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+
+class DoctorSettings(PinSettings, ProbeSettings):
+    """What `--doctor` can be told: what the probes and their pins would be told."""
+
+
+class PrintSettings(ProbeSettings):
+    """What `--print` can be told; pins nothing and writes nothing but to stdout."""
+
+    cluster: str = Field("", description="name of the cluster, which the keys of failed attempts are made of")
+    node: str = Field("", description="name of the node, for the same")
+    key_file: Path | None = Field(
+        None,
+        description="file with the cluster's secret, 32 hex digits; empty makes a random one for this run",
+    )
+
+    @field_validator("key_file", mode="before")
+    @classmethod
+    def _no_key_file(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+
+class Settings(PinSettings, ProbeSettings, CollectorSettings):
+    """What the node collector can be told."""
+
+    node: str = Field(min_length=1, description="name of the Kubernetes node this process runs on")
+    key_file: Path = Field(
+        description="file with the cluster's secret, 32 hex digits, the same on every node"
+    )
+    key_id: int = Field(1, ge=0, le=2**31 - 1, description="number of that secret, in every batch")
+    partitions: int = Field(
+        PARTITIONS_DEFAULT, ge=1, le=10_000, description="partition count of the raw topic"
+    )
+    state_dir: Path = Field(Path("/var/lib/podwire"), description="folder for the spool and for cgroup names")
+    keep_probes: bool = Field(
+        False, description="leave pinned probes attached at an orderly end, for an upgrade"
+    )
     spool_after_ms: int = Field(
         2000,
         ge=0,
@@ -71,20 +135,23 @@ class Settings(CollectorSettings):
         description="seconds for Kafka to acknowledge the rest at an orderly end; what is left is spooled",
     )
 
-    @field_validator("pin_dir", "object", mode="before")
-    @classmethod
-    def _no_path(cls, value: Any) -> Any:
-        return None if value == "" else value
-
-    @field_validator("ring_bytes", "names_ring_bytes")
-    @classmethod
-    def _power_of_two(cls, value: int) -> int:
-        if value < 1 << 12 or value & (value - 1):
-            raise ValueError("must be a power of two of at least 4096")
-        return value
-
 
 def parse(arguments: list[str]) -> Settings:
     """Return the settings from flags and environment, as `collector.settings.parse` does."""
-    program, description = "python -m collector node", "Publishes the TCP connections of this node."
-    return collector.settings.parse(Settings, program, description, arguments)
+    description = (
+        "Publishes the TCP connections of this node. With --print it shows them here instead, as JSON lines, and "
+        "needs no Kafka; with --doctor it says whether it could run (--print --help, --doctor --help)."
+    )
+    return collector.settings.parse(Settings, PROGRAM, description, arguments)
+
+
+def parse_print(arguments: list[str]) -> PrintSettings:
+    """Return the settings of `--print`, as `parse` does."""
+    description = "Prints the TCP events of this node as JSON lines, without Kafka, until SIGINT or SIGTERM."
+    return collector.settings.parse(PrintSettings, f"{PROGRAM} --print", description, arguments)
+
+
+def parse_doctor(arguments: list[str]) -> DoctorSettings:
+    """Return the settings of `--doctor`, as `parse` does."""
+    description = "Says whether the probes can run here, as one JSON object; tries it and leaves nothing."
+    return collector.settings.parse(DoctorSettings, f"{PROGRAM} --doctor", description, arguments)
