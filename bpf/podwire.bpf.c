@@ -14,6 +14,7 @@
 #include "maps.h"
 #include "kernel_compat.h"
 #include "owner.h"
+#include "judge.h"
 #include "lifecycle.h"
 
 char podwire_license[] SEC("license") = "Dual BSD/GPL";
