@@ -23,6 +23,14 @@ def main(arguments: list[str]) -> int:
     )
     try:
         match arguments[:1]:
+            case ["node"] if "--print" in arguments:
+                from collector.node.print import run  # noqa: PLC0415 (without Kafka's library)
+
+                arguments.remove("--print")
+            case ["node"] if "--doctor" in arguments:
+                from collector.node.doctor import run  # noqa: PLC0415
+
+                arguments.remove("--doctor")
             case ["node"]:
                 from collector.node.run import run  # noqa: PLC0415 (the other service's libraries stay out)
             case ["cluster"]:

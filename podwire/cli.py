@@ -22,7 +22,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from podwire.demo.run import run as run_demo  # noqa: PLC0415 (each command loads only what it needs)
 
         return run_demo(given[1:])
-    options = _parser().parse_args(given)
+    options, others = _parser().parse_known_args(given)
+    if options.command == "doctor":
+        from podwire import doctor  # noqa: PLC0415
+
+        return doctor.run(options.output, others)
+    if others:
+        _parser().parse_args(given)  # says which one is wrong, and leaves
     if options.command == "topics":
         return _topics(options)
     return _observe(options)
@@ -73,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("demo", help="run everything on this machine: real Kafka, three pods, live flows")
+    doctor = commands.add_parser(
+        "doctor",
+        help="can it run on this node, and if not, why",
+        epilog="Other options are the node collector's and go to it: --tier, --pin-dir, --object, ...",
+    )
+    doctor.add_argument("-o", "--output", choices=("text", "json"), default="text")
     topics = commands.add_parser("topics", help="create and describe the topics")
     actions = topics.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = actions.add_parser("create", help="create what is missing; never change what exists")
