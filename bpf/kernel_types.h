@@ -21,8 +21,10 @@ typedef __u16 __sum16;
 
 enum bpf_map_type { /* include/uapi/linux/bpf.h */
 	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_LPM_TRIE = 11,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 
@@ -30,6 +32,7 @@ enum {
 	BPF_ANY = 0,
 	BPF_NOEXIST = 1,
 };
+#define BPF_F_NO_PREALLOC 1
 
 #define BPF_RB_NO_WAKEUP 1
 
@@ -52,10 +55,19 @@ enum { /* include/net/tcp_states.h */
 #define SOCK_DEAD 0 /* no file holds the socket */
 #define SOCK_DONE 1 /* the peer's FIN came */
 
+#define EINTR 4
+#define EBADF 9
+#define EFAULT 14
 #define EPIPE 32
+#define ENOTSOCK 88
+#define EAFNOSUPPORT 97
 #define EADDRNOTAVAIL 99
 #define ECONNABORTED 103
 #define ECONNRESET 104
+#define EISCONN 106
+#define EALREADY 114
+#define EINPROGRESS 115
+#define ERRNO_MAX 133 /* above are restarts of system calls, which no program sees */
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -121,6 +133,8 @@ struct sock_cgroup_data {
 	struct cgroup *cgroup; /* since 5.15 */
 };
 
+struct socket;
+
 struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
@@ -128,6 +142,7 @@ struct sock {
 	__u8 sk_shutdown;
 	int sk_err;
 	struct sock_cgroup_data sk_cgrp_data;
+	struct socket *sk_socket;
 };
 
 struct inet_sock {
@@ -161,7 +176,13 @@ struct tcp_sock {
 	struct minmax rtt_min;
 };
 
+typedef enum { /* include/uapi/linux/net.h */
+	SS_FREE = 0,
+	SS_UNCONNECTED = 1,
+} socket_state;
+
 struct socket {
+	socket_state state;
 	struct sock *sk;
 };
 
@@ -181,13 +202,28 @@ struct files_struct {
 struct task_struct {
 	struct css_set *cgroups;
 	struct files_struct *files;
+	struct task_struct *group_leader;
+	__u64 start_time;
+};
+
+struct trace_event_raw_sys_enter {
+	unsigned long args[6];
 };
 
 struct trace_event_raw_sys_exit {
 	long ret;
 };
 
+struct pt_regs { /* x86-64 */
+	unsigned long di;
+	unsigned long si;
+	unsigned long dx;
+	unsigned long ax;
+};
+
 #pragma clang attribute pop
+
+#define __VMLINUX_H__ /* bpf_tracing.h then takes the kernel's names of pt_regs' members */
 
 /* Index of a controller's state in css_set.subsys; the value differs with the kernel's configuration. */
 enum cgroup_subsys_id {

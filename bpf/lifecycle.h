@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The life of a connection: connect, established, accept, close. One section per stage; each turns one change
- * of a socket's state into at most two events. Everything but `accepted` runs under the socket's lock.
+ * The life of a connection: connect, established, close. One section per stage; each turns one change of a socket's
+ * state into at most two events. All of it runs under the socket's lock.
  *
  * `sk->sk_lock.owned` tells the contexts apart (net/core/sock.c, lock_sock): 1 is process context, and `current`
  * owns the socket; 0 is softirq or timer, and `current` is anyone.
@@ -51,11 +51,6 @@ static __always_inline void fill_isn(struct podwire_event *entry, const struct t
 	}
 }
 
-static __always_inline int filtered(const struct podwire_event *entry)
-{
-	return options.filter_loopback && (is_loopback(entry->local_address) || is_loopback(entry->remote_address));
-}
-
 static __always_inline __u64 cookie_of(struct sock *sk)
 {
 	if (options.socket_cookie_helper)
@@ -65,6 +60,8 @@ static __always_inline __u64 cookie_of(struct sock *sk)
 
 static __always_inline void emit(struct podwire_event *event, enum podwire_event_type type, __u64 now_ns)
 {
+	if (event->type == SILENT)
+		return;
 	event->time_ns = now_ns;
 	event->type = type;
 	count(PODWIRE_ATTEMPTED);
@@ -75,13 +72,13 @@ static __always_inline void emit(struct podwire_event *event, enum podwire_event
 /* An entry that outlived its socket: its CLOSE was not seen, and the kernel has given the address away again. */
 static __always_inline void forget_stale(const struct podwire_event *entry)
 {
-	if (entry && entry->established_ns)
+	if (entry && entry->established_ns && entry->type != SILENT)
 		count(PODWIRE_UNTRACKED);
 }
 
 static __always_inline void remember(__u64 key, const struct podwire_event *entry)
 {
-	if (!bpf_map_update_elem(&sockets, &key, entry, BPF_ANY))
+	if (!bpf_map_update_elem(&sockets, &key, entry, BPF_ANY) || entry->type == SILENT)
 		return;
 	count(PODWIRE_ATTEMPTED);
 	count(PODWIRE_LOST_SOCKET_MAP_FULL);
@@ -90,14 +87,38 @@ static __always_inline void remember(__u64 key, const struct podwire_event *entr
 /* The first process that is seen to own the socket; a server's socket was then accepted out of our sight. */
 static __always_inline void learn_owner(struct podwire_event *entry, int owned, __u64 now_ns)
 {
-	if (!owned || entry->owner == PODWIRE_OWNER_PROCESS)
+	if (!owned || entry->owner == PODWIRE_OWNER_PROCESS || entry->type == SILENT)
 		return;
+	if (!entry->type && current_left_out()) {
+		entry->type = SILENT;
+		return;
+	}
 	own_by_process(entry);
 	if (!entry->type)
 		emit(entry, PODWIRE_ACCEPT, now_ns);
 }
 
 /* ---- connect ---- */
+
+/* The edges (edges.h) shall not tell once more how a connect ended. */
+static __always_inline void dial_begins(void)
+{
+	__u64 task = bpf_get_current_pid_tgid();
+	struct dial *dial = bpf_map_lookup_elem(&dials, &task);
+
+	if (dial)
+		dial->begun = 1;
+}
+
+/* Still inside the connect call, whose socket is not connecting before it returns (net/ipv4/af_inet.c). */
+static __always_inline void dial_fails(const struct sock *sk)
+{
+	struct dial told = {.sk = (__u64)sk};
+	__u64 task = bpf_get_current_pid_tgid();
+
+	if (sk->sk_socket->state == SS_UNCONNECTED)
+		bpf_map_update_elem(&dials, &task, &told, BPF_ANY);
+}
 
 static __always_inline void connect_begins(struct sock *sk, const struct tcp_sock *tcp, int owned)
 {
@@ -109,11 +130,15 @@ static __always_inline void connect_begins(struct sock *sk, const struct tcp_soc
 	};
 	__u64 key = (__u64)sk;
 
+	if (options.connect_edge == PODWIRE_EDGE_ENTERED && owned)
+		dial_begins();
 	fill_tuple(&entry, sk, tcp);
 	if (filtered(&entry))
 		return;
 	entry.socket_cookie = cookie_of(sk);
-	if (owned)
+	if (owned ? current_left_out() : socket_left_out(sk))
+		entry.type = SILENT;
+	else if (owned)
 		own_by_process(&entry);
 	else
 		own_by_cgroup(&entry, sk);
@@ -141,7 +166,7 @@ static __always_inline void connect_failed(struct podwire_event *entry, const st
 	emit(entry, PODWIRE_CONNECT_FAILED, now_ns);
 }
 
-/* ---- established and accept ---- */
+/* ---- established ---- */
 
 /* Usually in softirq, before any process has the socket: ACCEPT waits for the accept call, if that is watched. */
 static __always_inline void passive_open(struct sock *sk, const struct tcp_sock *tcp,
@@ -160,6 +185,7 @@ static __always_inline void passive_open(struct sock *sk, const struct tcp_sock 
 		entry.cgroup_id = accepted_early->cgroup_id;
 		entry.cgroup_hierarchy = accepted_early->cgroup_hierarchy;
 		entry.owner = PODWIRE_OWNER_PROCESS;
+		entry.type = accepted_early->type; /* 0 or SILENT */
 		__builtin_memcpy(entry.comm, accepted_early->comm, sizeof(entry.comm));
 	}
 	fill_tuple(&entry, sk, tcp);
@@ -167,7 +193,9 @@ static __always_inline void passive_open(struct sock *sk, const struct tcp_sock 
 		return;
 	fill_isn(&entry, tcp);
 	entry.socket_cookie = cookie_of(sk);
-	if (!accepted_early)
+	if (!accepted_early && socket_left_out(sk))
+		entry.type = SILENT;
+	else if (!accepted_early)
 		own_by_cgroup(&entry, sk);
 	if (accepted_early || !options.accept_edge)
 		emit(&entry, PODWIRE_ACCEPT, now_ns);
@@ -187,65 +215,6 @@ static __always_inline void established(struct sock *sk, const struct tcp_sock *
 		connected(entry, sk, tcp, now_ns);
 	else if (old_state == TCP_SYN_RECV)
 		passive_open(sk, tcp, entry, now_ns);
-}
-
-/* With Fast Open a socket is accepted before it is established, when its entry does not exist yet. */
-static __always_inline int accept_early(struct sock *sk)
-{
-	struct podwire_event entry = {.role = PODWIRE_SERVER};
-	__u64 key = (__u64)sk;
-
-	if (BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_SYN_RECV || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
-		return -1;
-	own_by_process(&entry);
-	return bpf_map_update_elem(&sockets, &key, &entry, BPF_NOEXIST);
-}
-
-static __always_inline struct sock *sock_of(long descriptor)
-{
-	struct task_struct *task = (void *)bpf_get_current_task();
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct file **files = BPF_CORE_READ(table, fd);
-	struct file *file = 0;
-	struct socket *socket;
-
-	if (descriptor >= BPF_CORE_READ(table, max_fds))
-		return 0;
-	bpf_probe_read_kernel(&file, sizeof(file), &files[descriptor]);
-	socket = BPF_CORE_READ(file, private_data);
-	return BPF_CORE_READ(socket, sk);
-}
-
-/*
- * Runs without the socket's lock, so CLOSE may come at the same time on another CPU: the event is made from a copy,
- * and the entry is written only while it is still this socket's.
- */
-static __always_inline void accepted(long descriptor)
-{
-	struct sock *sk = descriptor < 0 ? 0 : sock_of(descriptor);
-	struct podwire_event event, *entry;
-	__u64 key = (__u64)sk;
-
-	if (!sk)
-		return;
-	entry = bpf_map_lookup_elem(&sockets, &key);
-	if (!entry && accept_early(sk))
-		entry = bpf_map_lookup_elem(&sockets, &key);
-	if (!entry || entry->type || entry->role != PODWIRE_SERVER)
-		return;
-	__builtin_memcpy(&event, entry, sizeof(event));
-	own_by_process(&event);
-	event.closed_by = PODWIRE_CLOSED_NONE;
-	if (entry->socket_cookie == event.socket_cookie) {
-		entry->type = PODWIRE_ACCEPT;
-		entry->tgid = event.tgid;
-		entry->uid = event.uid;
-		entry->cgroup_id = event.cgroup_id;
-		entry->cgroup_hierarchy = event.cgroup_hierarchy;
-		__builtin_memcpy(entry->comm, event.comm, sizeof(event.comm));
-		entry->owner = PODWIRE_OWNER_PROCESS;
-	}
-	emit(&event, PODWIRE_ACCEPT, bpf_ktime_get_boot_ns());
 }
 
 /* ---- close ---- */
@@ -307,6 +276,8 @@ static __always_inline void closed(const struct sock *sk, const struct tcp_sock 
 		emit(entry, PODWIRE_CLOSE, now_ns);
 	} else if (entry->role == PODWIRE_CLIENT) {
 		connect_failed(entry, sk, tcp, now_ns);
+		if (options.connect_edge == PODWIRE_EDGE_RETURN && owned)
+			dial_fails(sk);
 	}
 	bpf_map_delete_elem(&sockets, &key);
 }

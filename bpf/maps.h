@@ -20,6 +20,20 @@ enum podwire_abi {
 	PODWIRE_ABI = PODWIRE_ABI_VERSION, /* a macro alone would not reach the BTF */
 };
 
+/* Which call tells of connects that fail without a change of state (no route); see edges.h. */
+enum podwire_connect_edge {
+	PODWIRE_EDGE_NONE = 0,
+	PODWIRE_EDGE_RETURN = 1,  /* the exit of tcp_v4_connect and tcp_v6_connect, which has the arguments */
+	PODWIRE_EDGE_ENTERED = 2, /* an exit without them: `dials` holds what the entry saw */
+};
+
+/* What a rule in one of the filter maps says, and with it the whole filter. */
+enum podwire_filter {
+	PODWIRE_FILTER_OFF = 0,
+	PODWIRE_FILTER_OUT = 1,  /* leave out; a filter with such rules only lets all others in */
+	PODWIRE_FILTER_ONLY = 2, /* let in; a filter with such a rule leaves out all that match none */
+};
+
 struct podwire_options {
 	__u32 abi_version;          /* enum podwire_abi; user space compares it, never sets it */
 	__u32 cgroup_controller;    /* enum podwire_controller */
@@ -27,6 +41,12 @@ struct podwire_options {
 	__u32 accept_edge;          /* 1: the accept programs will be attached */
 	__u32 filter_loopback;      /* 1: leave out 127/8, ::1 and ::ffff:127/8, by address */
 	__u32 socket_cookie_helper; /* 1: tracing programs may call bpf_get_socket_cookie (kernel 5.12) */
+	__u32 connect_edge;         /* enum podwire_connect_edge */
+	__u32 filter_own;           /* 1: leave out the process in own_process */
+	__u32 filter_ports;         /* enum podwire_filter; rules in filter_ports, by the server's port */
+	__u32 filter_cidrs;         /* enum podwire_filter; rules in filter_cidrs, by either end's address */
+	__u32 filter_netns;         /* enum podwire_filter; rules in filter_netns, by inode */
+	__u32 filter_cgroups;       /* enum podwire_filter; rules in filter_cgroups, by the nearest ancestor */
 };
 
 const volatile struct podwire_options options SEC(".rodata.options") = {
@@ -44,14 +64,17 @@ const volatile struct podwire_vocabulary {
 	enum podwire_flag flag;
 	enum podwire_counter counter;
 	enum podwire_controller controller;
+	enum podwire_connect_edge connect_edge;
+	enum podwire_filter filter;
 	struct podwire_cgroup_name cgroup_name;
 } vocabulary SEC(".rodata.vocabulary") = {};
 
 /*
  * A connection from its first SYN (client) or its establishment (server) to CLOSE, keyed by the address of
- * its struct sock: what its next event will carry.
+ * its struct sock: what its next event will carry. A `type` of SILENT marks one that a filter by owner leaves out.
  * Inserts: connect_begins, established, accepted (Fast Open only). Reads: every stage. Deletes: closed.
  */
+#define SILENT 0xff
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 65536);
@@ -103,6 +126,73 @@ struct {
 	__type(key, __u32);
 	__type(value, struct stamp);
 } handled SEC(".maps");
+
+/*
+ * A connect call under way, by pid_tgid; least recently used first, because an exit can be missed.
+ * Inserts: connect_entered, connect_failed. Reads: connect_begins, connect_returned. Deletes: connect_returned.
+ */
+struct dial {
+	__u64 sk;
+	__u64 address; /* the caller's struct sockaddr */
+	__u32 family;  /* 0: an entry was not seen */
+	__u32 begun;   /* 1: it changed the socket's state, so lifecycle.h tells how it ends */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
+	__type(value, struct dial);
+} dials SEC(".maps");
+
+/* ---- filters: user space inserts before the programs are attached; filters.h reads; nobody deletes ---- */
+
+struct own_process {
+	__u64 start_ns; /* of its thread group leader: process ids come again */
+	__u64 tgid;
+};
+
+/* The one exception: note_self inserts, run by user space. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct own_process);
+} own_process SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32); /* enum podwire_filter, as in the next ones */
+} filter_ports SEC(".maps");
+
+struct cidr_key {
+	__u32 prefix_bits; /* of 128: IPv4 is ::ffff/96 */
+	__u8 address[16];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct cidr_key);
+	__type(value, __u32);
+} filter_cidrs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} filter_netns SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, __u32);
+} filter_cgroups SEC(".maps");
 
 /* Atomic although per CPU: a softirq may come between a process's load and store. */
 static __always_inline void count(__u32 counter)

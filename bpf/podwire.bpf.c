@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Entry points of the CO-RE tiers. User space (collector/node/core.py) attaches both state programs always, the
- * accept programs where tracefs lets it.
+ * Entry points of the CO-RE tiers. User space attaches both state programs always, and the edges of one tier
+ * (collector/node/tiers.py); it loads no others.
  *
  * Two programs on one hook, so that an interrupt during one of them hides nothing: see first_time.
  */
@@ -15,7 +15,9 @@
 #include "kernel_compat.h"
 #include "owner.h"
 #include "judge.h"
+#include "filters.h"
 #include "lifecycle.h"
+#include "edges.h"
 
 char podwire_license[] SEC("license") = "Dual BSD/GPL";
 
@@ -33,16 +35,115 @@ int BPF_PROG(state_second, struct sock *sk, int old_state, int new_state)
 	return 0;
 }
 
+/* ---- tier fentry ---- */
+
+SEC("fexit/tcp_v4_connect")
+int BPF_PROG(fexit_connect4, struct sock *sk, void *address, int bytes, int result)
+{
+	connect_returned(sk, address, AF_INET, result);
+	return 0;
+}
+
+SEC("fexit/tcp_v6_connect")
+int BPF_PROG(fexit_connect6, struct sock *sk, void *address, int bytes, int result)
+{
+	connect_returned(sk, address, AF_INET6, result);
+	return 0;
+}
+
+/* Since 6.10. The other one's fifth argument is no argument here, and the verifier says so. */
+SEC("fexit/inet_csk_accept")
+int BPF_PROG(fexit_accept, struct sock *listener, void *how, struct sock *sk)
+{
+	accepted(sk);
+	return 0;
+}
+
+/* Before 6.10. There the other one would load, and take `error` for the socket. */
+SEC("fexit/inet_csk_accept")
+int BPF_PROG(fexit_accept_4, struct sock *listener, int flags, int *error, int kernel, struct sock *sk)
+{
+	accepted(sk);
+	return 0;
+}
+
+/* ---- tier kprobe ---- */
+
+SEC("kprobe/tcp_v4_connect")
+int BPF_KPROBE(kprobe_connect4, struct sock *sk, void *address)
+{
+	connect_entered(sk, address, AF_INET);
+	return 0;
+}
+
+SEC("kretprobe/tcp_v4_connect")
+int BPF_KRETPROBE(kretprobe_connect4, int result)
+{
+	connect_left(AF_INET, 0, result);
+	return 0;
+}
+
+SEC("kprobe/tcp_v6_connect")
+int BPF_KPROBE(kprobe_connect6, struct sock *sk, void *address)
+{
+	connect_entered(sk, address, AF_INET6);
+	return 0;
+}
+
+SEC("kretprobe/tcp_v6_connect")
+int BPF_KRETPROBE(kretprobe_connect6, int result)
+{
+	connect_left(AF_INET6, 0, result);
+	return 0;
+}
+
+SEC("kretprobe/inet_csk_accept")
+int BPF_KRETPROBE(kretprobe_accept, struct sock *sk)
+{
+	accepted(sk);
+	return 0;
+}
+
+/* ---- tier tracepoint ---- */
+
+SEC("tracepoint/syscalls/sys_enter_connect")
+int connect_enter(struct trace_event_raw_sys_enter *context)
+{
+	connect_call_entered(context->args[0], (void *)context->args[1]);
+	return 0;
+}
+
+SEC("tracepoint/syscalls/sys_exit_connect")
+int connect_exit(struct trace_event_raw_sys_exit *context)
+{
+	connect_left(0, 1, context->ret);
+	return 0;
+}
+
 SEC("tracepoint/syscalls/sys_exit_accept")
 int accept_exit(struct trace_event_raw_sys_exit *context)
 {
-	accepted(context->ret);
+	if (context->ret >= 0)
+		accepted(sock_of(context->ret));
 	return 0;
 }
 
 SEC("tracepoint/syscalls/sys_exit_accept4")
 int accept4_exit(struct trace_event_raw_sys_exit *context)
 {
-	accepted(context->ret);
+	if (context->ret >= 0)
+		accepted(sock_of(context->ret));
 	return 0;
+}
+
+/* ---- run by user space ---- */
+
+/* Whose connections the filter `own` leaves out: the caller, whatever pid namespace it is in. */
+SEC("raw_tp")
+int note_self(void *context)
+{
+	struct own_process self = process_now();
+	__u32 zero = 0;
+
+	return bpf_map_update_elem(&own_process, &zero, &self, BPF_ANY);
 }

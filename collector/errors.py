@@ -57,6 +57,12 @@ class ObjectMissingError(FatalError):
     exit_code = 15
 
 
+class BccError(FatalError):
+    """BCC can't serve: its package, the kernel's headers or BPF ring buffers are missing, or it does not compile."""
+
+    exit_code = 16
+
+
 class SettingsError(FatalError):
     """A setting is missing or wrong, or the secret can't be read."""
 

@@ -57,7 +57,7 @@ CGROUP_NAME = np.dtype(
     ]
 )
 
-# struct podwire_options, 24 bytes
+# struct podwire_options, 48 bytes
 OPTIONS = np.dtype(
     [
         ("abi_version", "<u4"),
@@ -66,6 +66,12 @@ OPTIONS = np.dtype(
         ("accept_edge", "<u4"),
         ("filter_loopback", "<u4"),
         ("socket_cookie_helper", "<u4"),
+        ("connect_edge", "<u4"),
+        ("filter_own", "<u4"),
+        ("filter_ports", "<u4"),
+        ("filter_cidrs", "<u4"),
+        ("filter_netns", "<u4"),
+        ("filter_cgroups", "<u4"),
     ]
 )
 
@@ -135,3 +141,19 @@ class Controller(IntEnum):
     CPU = 3
     DEVICES = 4
     FREEZER = 5
+
+
+class ConnectEdge(IntEnum):
+    """enum podwire_connect_edge."""
+
+    NONE = 0
+    RETURN = 1
+    ENTERED = 2
+
+
+class Filter(IntEnum):
+    """enum podwire_filter."""
+
+    OFF = 0
+    OUT = 1
+    ONLY = 2

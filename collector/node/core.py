@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 LIBBPF = "libbpf.so.1"
 OPTIONS_MAP = b".rodata.options"
+BTF_KIND_FUNC = 12
+BTF_INFO, BTF_TYPE, BTF_VLEN_MASK = 1, 2, 0xFFFF
+"""Words of struct btf_type: kind and number of members, type (include/uapi/linux/btf.h)."""
+TEST_RUN_WORDS = 10
+"""struct bpf_test_run_opts of libbpf 1.0 in words of 8 bytes; the first one is its size, 0 elsewhere is the default."""
 VERIFIER_LOG_BYTES = 1 << 20
 WARNINGS_MAX = 20
 
@@ -55,6 +61,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_obj_pin": (_INT, [_INT, _TEXT]),
     "bpf_obj_get": (_INT, [_TEXT]),
     "bpf_map_lookup_elem": (_INT, [_INT, _POINTER, _POINTER]),
+    "bpf_map_update_elem": (_INT, [_INT, _POINTER, _POINTER, ctypes.c_uint64]),
+    "bpf_program__fd": (_INT, [_POINTER]),
+    "bpf_prog_test_run_opts": (_INT, [_INT, _POINTER]),
+    "btf__load_vmlinux_btf": (_POINTER, []),
+    "btf__find_by_name_kind": (_INT, [_POINTER, _TEXT, ctypes.c_uint32]),
+    "btf__type_by_id": (ctypes.POINTER(ctypes.c_uint32), [_POINTER, ctypes.c_uint32]),
+    "btf__free": (None, [_POINTER]),
 }
 _warnings: list[str] = []
 
@@ -96,12 +109,14 @@ class LoadPlan:
         programs: names of the programs to load; all others are left out.
         map_entries: max_entries by map name; bytes for rings.
         options: read-only options by member of struct podwire_options.
+        map_contents: entries (key, value) by map name, there before a program is attached.
     """
 
     object_path: Path
     programs: tuple[str, ...]
     map_entries: dict[str, int]
     options: dict[str, int]
+    map_contents: dict[str, tuple[tuple[bytes, bytes], ...]] = field(default_factory=dict)
 
 
 class BpfObject:
@@ -134,6 +149,8 @@ class BpfObject:
         try:
             self._configure(plan)
             self._load(plan)
+            for name, entries in plan.map_contents.items():
+                self._fill(name, entries)
         except FatalError:
             self.close()
             raise
@@ -178,9 +195,20 @@ class BpfObject:
         for name in plan.programs:
             self._library.bpf_program__set_log_buf(self._programs[name], None, 0)
 
+    def _fill(self, name: str, entries: tuple[tuple[bytes, bytes], ...]) -> None:
+        descriptor = self.map_descriptor(name)
+        for key, value in entries:
+            code = self._library.bpf_map_update_elem(descriptor, key, value, 0)
+            assert code == 0, f"{name}: {os.strerror(-code)}"
+
     def map_descriptor(self, name: str) -> int:
         """Return the map's file descriptor, which belongs to this object."""
         descriptor: int = self._library.bpf_map__fd(self._map(name.encode()))
+        return descriptor
+
+    def program_descriptor(self, program: str) -> int:
+        """Return a loaded program's file descriptor, which belongs to this object."""
+        descriptor: int = self._library.bpf_program__fd(self._programs[program])
         return descriptor
 
     def attach(self, program: str) -> None:
@@ -217,15 +245,40 @@ class BpfObject:
         self._library.bpf_object__close(self._handle)
 
 
+def run_program(descriptor: int) -> None:
+    """Run a program of type raw_tp once, in this process; raises OSError if the kernel refuses (before 5.10)."""
+    options = (ctypes.c_uint64 * TEST_RUN_WORDS)(TEST_RUN_WORDS * 8)
+    code = -_libbpf().bpf_prog_test_run_opts(descriptor, options)
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
+def function_arguments(name: str) -> int | None:
+    """Return how many arguments a function of the running kernel takes, None if its BTF does not know it."""
+    library = _libbpf()
+    btf = library.btf__load_vmlinux_btf()
+    if not btf:
+        return None
+    try:
+        found = library.btf__find_by_name_kind(btf, name.encode(), BTF_KIND_FUNC)
+        if found < 0:
+            return None
+        prototype = library.btf__type_by_id(btf, found)[BTF_TYPE]
+        arguments: int = library.btf__type_by_id(btf, prototype)[BTF_INFO] & BTF_VLEN_MASK
+        return arguments
+    finally:
+        library.btf__free(btf)
+
+
 def pin(descriptor: int, path: Path) -> None:
-    """Pin a map or a link; raises OSError if the kernel refuses."""
+    """Pin a map, a link or a program; raises OSError if the kernel refuses."""
     if _libbpf().bpf_obj_pin(descriptor, os.fsencode(path)) < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"can't pin {path}: {os.strerror(code)}")
 
 
 def open_pinned(path: Path) -> int:
-    """Return a file descriptor of a pinned map, which the caller closes; raises OSError if there is none."""
+    """Return a file descriptor of what is pinned there, which the caller closes; raises OSError if nothing is."""
     descriptor: int = _libbpf().bpf_obj_get(os.fsencode(path))
     if descriptor < 0:
         code = ctypes.get_errno()
@@ -251,6 +304,11 @@ def sum_over_cpus(descriptor: int, entries: int) -> list[int]:
 def _reason(code: int) -> str:
     warning = _warnings[-1].removeprefix("libbpf: ") if _warnings else ""
     return f"{os.strerror(code)} ({warning})" if warning else os.strerror(code)
+
+
+def _refused_program() -> str:
+    named = re.search(r"prog '(\w+)'", "\n".join(_warnings))
+    return named[1] if named else "the programs"
 
 
 def _abi_error(how: str) -> AbiError:
@@ -295,7 +353,7 @@ def _load_error(code: int, logs: dict[str, str]) -> FatalError:
         )
     if code in {errno.EPERM, errno.EACCES}:
         return CapabilityError(
-            f"The kernel refused to load the programs: {_reason(code)}.",
+            f"The kernel refused to load {_refused_program()}: {os.strerror(code)}.",
             "run as root, and check that lockdown or a security module does not forbid BPF.",
         )
     return VerifierError(

@@ -31,7 +31,7 @@ def is_bpffs(folder: Path, mountinfo: str) -> bool:
 class PinFolder:
     """The pin folder of one collector, locked until `close`."""
 
-    def __init__(self, root: Path, identity: str) -> None:
+    def __init__(self, root: Path) -> None:
         """Create and lock the folder.
 
         Raises:
@@ -54,20 +54,25 @@ class PinFolder:
                 f"Another collector uses the probes pinned in {root}.",
                 "stop it, or give this one a PODWIRE_PIN_DIR of its own.",
             ) from error
-        self.path = root / f"{SUBFOLDER_PREFIX}{identity}"
 
-    def holds(self, names: set[str]) -> bool:
-        """Return whether everything of these names is pinned by a collector that was like this one."""
-        return self.path.is_dir() and names <= {pinned.name for pinned in self.path.iterdir()}
+    def subfolder(self, identity: str) -> Path:
+        """Return where a collector of this identity pins, which need not exist."""
+        return self._root / f"{SUBFOLDER_PREFIX}{identity}"
+
+    def holds(self, identity: str, names: set[str]) -> bool:
+        """Return whether everything of these names is pinned by a collector of this identity."""
+        folder = self.subfolder(identity)
+        return folder.is_dir() and names <= {pinned.name for pinned in folder.iterdir()}
 
     def is_empty(self) -> bool:
         """Return whether nothing is pinned, by whomever."""
         return not any(self._root.glob(f"{SUBFOLDER_PREFIX}*"))
 
-    def make(self) -> Path:
+    def make(self, identity: str) -> Path:
         """Make the subfolder to pin into."""
-        self.path.mkdir(exist_ok=True)
-        return self.path
+        folder = self.subfolder(identity)
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def remove_all(self) -> None:
         """Unpin everything that any collector pinned here; unless held elsewhere, probes are then detached."""

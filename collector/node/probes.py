@@ -10,17 +10,18 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import structlog
 
-from collector.errors import CapabilityError, SettingsError
+from collector.errors import BccError, CapabilityError, NoBtfError, SettingsError, VerifierError
 from collector.node import core, tiers
 from collector.node.abi import ABI_VERSION, Counter
 from collector.node.cgroup_paths import choose_hierarchy
 from collector.node.cgroups import Cgroups, Journal
+from collector.node.filters import Filters
 from collector.node.pins import PinFolder
 from collector.node.ring import EventRing, NameRing
 
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from collector.node.ring import Records
 
 DEFAULT_OBJECT = Path(__file__).resolve().parents[2] / "build/bpf/podwire.bpf.o"
-STATE_PROGRAMS = ("state_first", "state_second")
-ACCEPT_PROGRAMS = ("accept_exit", "accept4_exit")
+NOTE_SELF = "note_self"
+UNATTACHED_PROGRAMS = (NOTE_SELF,)
+"""Loaded to be run, or attached by others."""
+PINNED_NOTE_SELF = f"program_{NOTE_SELF}"
 PINNED_MAPS = ("events", "names", "counters")
 SOCKET_COOKIE_SINCE = (5, 12)
 KNOWN_PER_NAMED = 8
@@ -50,8 +53,10 @@ class ProbeOptions:
         sockets_max: connections followed at once; 250 bytes of kernel memory each.
         cgroups_max: cgroups whose name the kernel remembers having told.
         filter_loopback: leave out connections with an end in 127/8, ::1 or ::ffff:127/8.
+        filter_own: leave out this process's own connections; a server end's is known from accept() on.
+        filters: what else to leave out.
         pin_dir: folder on a bpffs that keeps the probes while no collector runs; None for no pinning.
-        tier: "auto", "tracepoint" or "tp_btf".
+        tier: "auto", or one of `tiers.TierName`.
     """
 
     state_dir: Path | None
@@ -61,6 +66,8 @@ class ProbeOptions:
     sockets_max: int = 65_536
     cgroups_max: int = 16_384
     filter_loopback: bool = True
+    filter_own: bool = False
+    filters: Filters = field(default_factory=Filters)
     pin_dir: Path | None = None
     tier: str = "auto"
 
@@ -107,17 +114,17 @@ class Probes:
 
     @classmethod
     def open(cls, options: ProbeOptions) -> Probes:
-        """Take over pinned probes that fit, else load and attach fresh ones.
+        """Take over pinned probes that fit, else load and attach the best tier that the kernel takes.
 
         Raises:
             FatalError: one of collector.errors, with what the operator can do.
         """
         environment = tiers.read_environment()
-        tier = tiers.choose(environment, options.tier)
-        plan = _plan(options, environment, tier)
-        pins = PinFolder(options.pin_dir, identity_of(plan)) if options.pin_dir else None
+        candidates = tiers.candidates(environment, options.tier)
+        pins = PinFolder(options.pin_dir) if options.pin_dir else None
         try:
-            return cls._take_over(options, tier, plan, pins) or cls._load(options, tier, plan, pins)
+            taken = cls._take_over(options, environment, candidates, pins) if pins else None
+            return taken or cls._load_best(options, environment, candidates, pins)
         except BaseException:
             if pins:
                 pins.close()
@@ -125,15 +132,32 @@ class Probes:
 
     @classmethod
     def _take_over(
-        cls, options: ProbeOptions, tier: tiers.Tier, plan: core.LoadPlan, pins: PinFolder | None
+        cls,
+        options: ProbeOptions,
+        environment: tiers.Environment,
+        candidates: tuple[tiers.Tier, ...],
+        pins: PinFolder,
     ) -> Probes | None:
-        if pins is None or pins.is_empty():
+        if pins.is_empty():
             return None
-        if not pins.holds({*PINNED_MAPS, *(f"link_{program}" for program in plan.programs)}):
-            _log.warning("pins_replaced", reason="incomplete, or of another object, ABI, tier or settings")
-            pins.remove_all()
-            return None
-        descriptors = {name: core.open_pinned(pins.path / name) for name in PINNED_MAPS}
+        better: dict[str, str] = {}
+        for tier in candidates:
+            plan = _plan(options, environment, tier)
+            if pins.holds(identity_of(plan), _pinned_names(plan)):
+                return cls._adopt(options, tiers.Tier(tier.name, tier.refused | better), plan, pins)
+            better[tier.name] = "the probes that an earlier collector left are of another tier"
+        _log.warning("pins_replaced", reason="incomplete, or of another object, ABI, tier or settings")
+        pins.remove_all()
+        return None
+
+    @classmethod
+    def _adopt(cls, options: ProbeOptions, tier: tiers.Tier, plan: core.LoadPlan, pins: PinFolder) -> Probes:
+        folder = pins.subfolder(identity_of(plan))
+        descriptors = {name: core.open_pinned(folder / name) for name in PINNED_MAPS}
+        if options.filter_own:
+            note_self = core.open_pinned(folder / PINNED_NOTE_SELF)
+            core.run_program(note_self)
+            os.close(note_self)
         cgroups = _cgroups(options)
         cgroups.restore()
         return cls(
@@ -141,10 +165,49 @@ class Probes:
         )
 
     @classmethod
+    def _load_best(
+        cls,
+        options: ProbeOptions,
+        environment: tiers.Environment,
+        candidates: tuple[tiers.Tier, ...],
+        pins: PinFolder | None,
+    ) -> Probes:
+        """Load the first candidate that the kernel takes; what it said of the better ones is kept."""
+        said: dict[str, str] = {}
+        for tier in candidates:
+            try:
+                if tier.name == "bcc":
+                    probes = _open_bcc(options, wanted=options.tier == "bcc")
+                else:
+                    probes = cls._load(options, tier, _plan(options, environment, tier), pins)
+            except (CapabilityError, VerifierError) as error:
+                if tier is candidates[-1]:
+                    raise
+                said[tier.name] = str(error).partition(" Operator action:")[0]
+            else:
+                refused = tier.refused | said
+                ordered = {name: refused[name] for name in tiers.NAMES if name in refused}
+                probes.refused = ordered | probes.refused
+                return probes
+        raise AssertionError("there is always a candidate")
+
+    @classmethod
     def _load(
         cls, options: ProbeOptions, tier: tiers.Tier, plan: core.LoadPlan, pins: PinFolder | None
     ) -> Probes:
-        loaded, tier = _load_and_attach(plan, tier, forced=options.tier == "tracepoint")
+        loaded = core.BpfObject(plan)
+        try:
+            if options.filter_own:
+                core.run_program(loaded.program_descriptor(NOTE_SELF))
+            for program in plan.programs:
+                if program not in UNATTACHED_PROGRAMS:
+                    loaded.attach(program)
+        except OSError as error:
+            loaded.close()
+            raise CapabilityError(
+                f"The kernel refused the probes: {error.strerror}.",
+                "run as root, or with the capabilities BPF and PERFMON; the tier auto takes what is allowed.",
+            ) from error
         descriptors = {name: loaded.map_descriptor(name) for name in PINNED_MAPS}
         cgroups = _cgroups(options)
         cgroups.forget()
@@ -152,20 +215,22 @@ class Probes:
             tier=tier, descriptors=descriptors, options=options, cgroups=cgroups, loaded=loaded, pins=pins
         )
         if pins:
-            probes._pin(pins)
+            probes._pin(pins, plan)
         return probes
 
-    def _pin(self, pins: PinFolder) -> None:
+    def _pin(self, pins: PinFolder, plan: core.LoadPlan) -> None:
         """Pin maps, then links: whoever finds all links finds all maps."""
         assert self._loaded
         try:
-            folder = pins.make()
+            folder = pins.make(identity_of(plan))
             for name in PINNED_MAPS:
                 core.pin(self._descriptors[name], folder / name)
+            if NOTE_SELF in plan.programs:
+                core.pin(self._loaded.program_descriptor(NOTE_SELF), folder / PINNED_NOTE_SELF)
             self._loaded.pin_links(folder)
         except OSError as error:
             pins.remove_all()
-            self.refused["pinning"] = f"{error}; needs kernel 5.15 for accept tracepoints"
+            self.refused["pinning"] = f"{error}; needs kernel 5.15 for kprobes and accept tracepoints"
 
     def read(self, records_max: int) -> Records:
         """Return the next events, at most `records_max`, after learning every cgroup name that they need.
@@ -220,26 +285,53 @@ def _cgroups(options: ProbeOptions) -> Cgroups:
     return Cgroups(journal, KNOWN_PER_NAMED * options.cgroups_max, host_netns)
 
 
+def _open_bcc(options: ProbeOptions, *, wanted: bool) -> Probes:
+    """Return BCC's probes, which answer like these; on a kernel without BTF, that is why nothing works."""
+    from collector.node import bcc  # noqa: PLC0415 (only nodes without BTF need it)
+
+    try:
+        return cast("Probes", bcc.open(options))
+    except BccError as error:
+        if wanted:
+            raise
+        reason = str(error).partition(" Operator action:")[0]
+        raise NoBtfError(
+            f"The kernel shows no type information ({tiers.BTF_FILE} is missing or not readable), and: {reason}",
+            f"run a kernel built with CONFIG_DEBUG_INFO_BTF, as all current distributions are, or {error.action}",
+        ) from error
+
+
 def _plan(options: ProbeOptions, environment: tiers.Environment, tier: tiers.Tier) -> core.LoadPlan:
     controller, hierarchy = choose_hierarchy(Path("/proc/self/cgroup").read_text(encoding="utf-8"))
-    edge = tier.name == "tracepoint"
+    filters = options.filters.map_contents()
     return core.LoadPlan(
         object_path=options.object_path,
-        programs=STATE_PROGRAMS + ACCEPT_PROGRAMS if edge else STATE_PROGRAMS,
+        programs=tiers.programs(tier.name, environment) + ((NOTE_SELF,) if options.filter_own else ()),
         map_entries={
             "events": options.ring_bytes,
             "names": options.names_ring_bytes,
             "sockets": options.sockets_max,
             "named_cgroups": options.cgroups_max,
+            **{name: len(entries) for name, entries in filters.items()},
         },
         options={
             "cgroup_controller": controller,
             "cgroup_hierarchy": hierarchy,
-            "accept_edge": edge,
+            "accept_edge": tier.name != "tp_btf",
+            "connect_edge": tiers.connect_edge(tier.name),
             "filter_loopback": options.filter_loopback,
+            "filter_own": options.filter_own,
+            **options.filters.modes(),
             "socket_cookie_helper": environment.release >= SOCKET_COOKIE_SINCE,
         },
+        map_contents=filters,
     )
+
+
+def _pinned_names(plan: core.LoadPlan) -> set[str]:
+    """Return what must be pinned for a collector to take the probes over."""
+    links = {f"link_{program}" for program in plan.programs if program not in UNATTACHED_PROGRAMS}
+    return {*PINNED_MAPS, *links} | ({PINNED_NOTE_SELF} if NOTE_SELF in plan.programs else set())
 
 
 def identity_of(plan: core.LoadPlan) -> str:
@@ -247,25 +339,5 @@ def identity_of(plan: core.LoadPlan) -> str:
     digest = hashlib.blake2b(digest_size=12)
     digest.update(plan.object_path.read_bytes() if plan.object_path.is_file() else b"")
     settings = asdict(replace(plan, object_path=Path())) | {"object_path": "", "abi": ABI_VERSION}
-    digest.update(json.dumps(settings, sort_keys=True).encode())
+    digest.update(json.dumps(settings, sort_keys=True, default=bytes.hex).encode())
     return digest.hexdigest()
-
-
-def _load_and_attach(
-    plan: core.LoadPlan, tier: tiers.Tier, *, forced: bool
-) -> tuple[core.BpfObject, tiers.Tier]:
-    """Load; where the accept programs can't be attached after all, load again without them."""
-    loaded = core.BpfObject(plan)
-    try:
-        for program in plan.programs:
-            loaded.attach(program)
-    except OSError as error:
-        loaded.close()
-        if forced or tier.name == "tp_btf":
-            raise CapabilityError(
-                f"The kernel refused the probes: {error.strerror}.",
-                "run as root, or with the capabilities BPF and PERFMON; the tier auto needs no tracefs.",
-            ) from error
-        less = replace(plan, programs=STATE_PROGRAMS, options=plan.options | {"accept_edge": False})
-        return _load_and_attach(less, tiers.Tier("tp_btf", {"tracepoint": str(error.strerror)}), forced=False)
-    return loaded, tier

@@ -5,12 +5,14 @@ Never reads files and never connects. Called by `run`.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 import collector.settings
+from collector.node.filters import Filters
 from collector.node.probes import DEFAULT_OBJECT, ProbeOptions
 from collector.settings import CollectorSettings, PodwireSettings
 from schemas.catalog import PARTITIONS_DEFAULT
@@ -24,7 +26,7 @@ class ProbeSettings(PodwireSettings):
     object: Path | None = Field(
         None, description="BPF object file; empty takes the one built in this checkout"
     )
-    tier: Literal["auto", "tracepoint", "tp_btf"] = Field(
+    tier: Literal["auto", "fentry", "kprobe", "tracepoint", "tp_btf", "bcc"] = Field(
         "auto", description="probe tier; auto takes the best"
     )
     ring_bytes: int = Field(
@@ -36,6 +38,27 @@ class ProbeSettings(PodwireSettings):
     sockets_max: int = Field(65_536, ge=64, description="connections that the probes follow at the same time")
     cgroups_max: int = Field(16_384, ge=64, description="cgroups whose names the probes remember having told")
     filter_loopback: bool = Field(True, description="leave out connections to 127.0.0.0/8 and ::1")
+    filter_own: bool = Field(True, description="leave out the collector's own connections")
+    only_ports: str = Field("", description="server ports to follow, others are left out: 443,8000-8099")
+    not_ports: str = Field("", description="server ports to leave out")
+    only_cidrs: str = Field(
+        "",
+        description="networks of which either end must be in one: 10.0.0.0/8,fd00::/8; others are left out",
+    )
+    not_cidrs: str = Field(
+        "",
+        description="networks of which neither end may be in one; where both lists match, the longer prefix wins",
+    )
+    only_netns: str = Field(
+        "", description="network namespaces to follow, by inode or by path, as /proc/1/ns/net"
+    )
+    not_netns: str = Field("", description="network namespaces to leave out")
+    only_cgroups: str = Field(
+        "", description="cgroups to follow with all below them, by folder: /sys/fs/cgroup/kubepods.slice"
+    )
+    not_cgroups: str = Field(
+        "", description="cgroups to leave out; where both lists match, the nearest ancestor wins"
+    )
     flush_interval_ms: int = Field(
         100,
         ge=10,
@@ -55,6 +78,14 @@ class ProbeSettings(PodwireSettings):
             raise ValueError("must be a power of two of at least 4096")
         return value
 
+    @model_validator(mode="after")
+    def _filters_are_readable(self) -> Self:
+        self._filters()
+        return self
+
+    def _filters(self) -> Filters:
+        return Filters(**{one.name: getattr(self, one.name) for one in fields(Filters)})
+
     def probe_options(self, state_dir: Path | None = None, pin_dir: Path | None = None) -> ProbeOptions:
         """Return what the kernel half needs of the settings."""
         return ProbeOptions(
@@ -65,6 +96,8 @@ class ProbeSettings(PodwireSettings):
             sockets_max=self.sockets_max,
             cgroups_max=self.cgroups_max,
             filter_loopback=self.filter_loopback,
+            filter_own=self.filter_own,
+            filters=self._filters(),
             pin_dir=pin_dir,
             tier=self.tier,
         )

@@ -1,7 +1,7 @@
 """Chooses the probe tier: what this kernel and this process allow, and why the better ones are out.
 
-Owns the reading of the environment and the choice, which is pure; never loads anything and never logs.
-Called by probes.py.
+Owns the reading of the environment, the choice, which is pure, and which programs a tier has; never loads anything
+and never logs. Called by probes.py, which tries the candidates in turn, and by the doctor.
 """
 
 from __future__ import annotations
@@ -10,21 +10,31 @@ import os
 import platform
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from collector.errors import CapabilityError, NoBtfError
+from collector.node.abi import ConnectEdge
+from collector.node.core import function_arguments
 from collector.node.ring import require_ordered_loads
 
-TierName = Literal["tracepoint", "tp_btf"]
+TierName = Literal["fentry", "kprobe", "tracepoint", "tp_btf", "bcc"]
+"""Best first."""
+NAMES: tuple[TierName, ...] = get_args(TierName)
 
 CAP_SYS_ADMIN = 21
 CAP_PERFMON = 38
 CAP_BPF = 39
 BTF_FILE = Path("/sys/kernel/btf/vmlinux")
+KPROBE_EVENTS = Path("/sys/bus/event_source/devices/kprobe/type")
+IPV6_FILE = Path("/proc/net/if_inet6")
 TRACEFS_FOLDERS = (Path("/sys/kernel/debug/tracing"), Path("/sys/kernel/tracing"))
-ACCEPT_EVENTS = ("sys_exit_accept", "sys_exit_accept4")
+CALL_EVENTS = ("sys_exit_accept", "sys_exit_accept4", "sys_enter_connect", "sys_exit_connect")
 PARANOID_MAX = 2
 """Above this, Debian's kernels refuse perf_event_open to all but CAP_SYS_ADMIN."""
+STATE_PROGRAMS = ("state_first", "state_second")
+CALL_PROGRAMS = ("accept_exit", "accept4_exit", "connect_enter", "connect_exit")
+ACCEPT_PROGRAMS = {2: "fexit_accept", 4: "fexit_accept_4"}
+"""Tier fentry: by the number of arguments of inet_csk_accept, which is 2 since 6.10."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +44,13 @@ class Environment:
     Attributes:
         capabilities: effective set as a bit mask (CapEff of /proc/self/status).
         btf: True if the kernel shows its type information.
-        tracefs: the mounted tracefs in which the accept tracepoints can be read, or None.
+        tracefs: the mounted tracefs in which the system call tracepoints can be read, or None.
         perf_event_paranoid: the sysctl of that name; -1 if it can't be read.
         machine: CPU architecture as uname says it.
         release: kernel version, major and minor.
+        kprobes: True if perf events know kprobes.
+        accept_arguments: number of arguments of inet_csk_accept; None if the BTF does not say.
+        ipv6: False if the kernel has no IPv6, whose functions may then be missing.
     """
 
     capabilities: int
@@ -46,6 +59,9 @@ class Environment:
     perf_event_paranoid: int
     machine: str
     release: tuple[int, int]
+    kprobes: bool = False
+    accept_arguments: int | None = None
+    ipv6: bool = True
 
     def has(self, capability: int) -> bool:
         """Return whether the process has the capability of that number."""
@@ -54,7 +70,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class Tier:
-    """The chosen tier, and for each better one the reason it is not taken."""
+    """A tier, and for each better one the reason it is not taken."""
 
     name: TierName
     refused: dict[str, str] = field(default_factory=dict)
@@ -69,50 +85,123 @@ def read_environment() -> Environment:
     except (OSError, ValueError):
         paranoid = -1
     major, minor = platform.release().split(".")[:2]
+    btf = os.access(BTF_FILE, os.R_OK)
     return Environment(
         capabilities=int(effective, 16),
-        btf=os.access(BTF_FILE, os.R_OK),
-        tracefs=next(filter(_shows_accept, TRACEFS_FOLDERS), None),
+        btf=btf,
+        tracefs=next(filter(_shows_calls, TRACEFS_FOLDERS), None),
         perf_event_paranoid=paranoid,
         machine=platform.machine(),
         release=(int(major), int("".join(filter(str.isdigit, minor)))),
+        kprobes=KPROBE_EVENTS.exists(),
+        accept_arguments=function_arguments("inet_csk_accept") if btf else None,
+        ipv6=IPV6_FILE.exists(),
     )
 
 
-def _shows_accept(tracefs: Path) -> bool:
-    return all(os.access(tracefs / "events/syscalls" / event / "id", os.R_OK) for event in ACCEPT_EVENTS)
+def _shows_calls(tracefs: Path) -> bool:
+    return all(os.access(tracefs / "events/syscalls" / event / "id", os.R_OK) for event in CALL_EVENTS)
 
 
-def choose(environment: Environment, wanted: str = "auto") -> Tier:
-    """Return the best tier that the environment allows, or exactly the wanted one.
+def candidates(environment: Environment, wanted: str = "auto") -> tuple[Tier, ...]:
+    """Return the tiers worth trying, best first, each with what is known against the better ones; never none.
+
+    With a wanted tier, exactly that one. Only the kernel knows whether fentry works, so a candidate may still fail.
 
     Raises:
         CapabilityError: neither CAP_BPF with CAP_PERFMON nor CAP_SYS_ADMIN, or the wanted tier is refused.
-        NoBtfError: the kernel has no BTF.
+        NoBtfError: the kernel has no BTF, and the wanted tier needs it.
         AbiError: the CPU is not x86-64.
     """
     require_ordered_loads(environment.machine)
-    if not environment.btf:
+    if not environment.btf and wanted not in {"auto", "bcc"}:
         raise NoBtfError(
             f"The kernel shows no type information ({BTF_FILE} is missing or not readable).",
-            "run a kernel built with CONFIG_DEBUG_INFO_BTF, as all current distributions are.",
+            "run a kernel built with CONFIG_DEBUG_INFO_BTF, as all current distributions are, or choose the tier bcc.",
         )
     if not (environment.has(CAP_SYS_ADMIN) or (environment.has(CAP_BPF) and environment.has(CAP_PERFMON))):
         raise CapabilityError(
             "The process may not load BPF programs.",
             "run it as root, or give it the capabilities BPF and PERFMON.",
         )
-    refusal = None if wanted == "tp_btf" else _refusal_of_tracepoints(environment)
-    if wanted == "tracepoint" and refusal:
-        raise CapabilityError(f"Tier tracepoint is not possible: {refusal}.", "choose the tier auto.")
-    if wanted == "tp_btf":
-        return Tier("tp_btf", {"tracepoint": "the settings ask for tp_btf"})
-    return Tier("tp_btf", {"tracepoint": refusal}) if refusal else Tier("tracepoint")
+    against = refusals(environment)
+    if wanted != "auto":
+        if reason := against.get(wanted):
+            raise CapabilityError(f"Tier {wanted} is not possible: {reason}.", "choose the tier auto.")
+        name = next(name for name in NAMES if name == wanted)
+        better = NAMES[: NAMES.index(name)]
+        return (Tier(name, dict.fromkeys(better, f"the settings ask for {name}")),)
+    possible = [name for name in NAMES if name not in against]
+    if "tp_btf" in possible:
+        possible.remove("bcc")  # whatever refuses tp_btf refuses BCC's programs too
+    return tuple(
+        Tier(name, {other: against[other] for other in NAMES[: NAMES.index(name)] if other in against})
+        for name in possible
+    )
 
 
-def _refusal_of_tracepoints(environment: Environment) -> str | None:
+def choose(environment: Environment, wanted: str = "auto") -> Tier:
+    """Return the best of the `candidates`, and raise what they raise."""
+    return candidates(environment, wanted)[0]
+
+
+def refusals(environment: Environment) -> dict[str, str]:
+    """Return why tiers can't work here, as far as that can be known without trying."""
+    found: dict[str, str] = {}
+    if not environment.btf:
+        found |= dict.fromkeys(("fentry", "kprobe", "tracepoint", "tp_btf"), f"no BTF ({BTF_FILE})")
+        return found
+    if environment.accept_arguments not in ACCEPT_PROGRAMS:
+        arguments = environment.accept_arguments
+        found["fentry"] = (
+            "the kernel's BTF does not know inet_csk_accept"
+            if arguments is None
+            else f"inet_csk_accept has {arguments} arguments, not 2 or 4"
+        )
+    perf = _refusal_of_perf_events(environment)
+    if not environment.kprobes:
+        found["kprobe"] = f"the kernel has no kprobes for perf events ({KPROBE_EVENTS} is missing)"
+    elif perf:
+        found["kprobe"] = perf
     if environment.tracefs is None:
-        return "no readable tracefs at /sys/kernel/tracing (mount -t tracefs tracefs /sys/kernel/tracing)"
+        found["tracepoint"] = (
+            "no readable tracefs at /sys/kernel/tracing (mount -t tracefs tracefs /sys/kernel/tracing)"
+        )
+    elif perf:
+        found["tracepoint"] = perf
+    return found
+
+
+def _refusal_of_perf_events(environment: Environment) -> str | None:
     if environment.perf_event_paranoid > PARANOID_MAX and not environment.has(CAP_SYS_ADMIN):
         return f"kernel.perf_event_paranoid is {environment.perf_event_paranoid}, which needs CAP_SYS_ADMIN"
     return None
+
+
+# ---- what a tier consists of ----
+
+
+def programs(tier: TierName, environment: Environment) -> tuple[str, ...]:
+    """Return the programs of bpf/podwire.bpf.c that the tier attaches."""
+    families = (4, 6) if environment.ipv6 else (4,)
+    match tier:
+        case "fentry":
+            assert environment.accept_arguments is not None
+            accept = ACCEPT_PROGRAMS[environment.accept_arguments]
+            return (*STATE_PROGRAMS, accept, *(f"fexit_connect{family}" for family in families))
+        case "kprobe":
+            probes = (f"{kind}_connect{family}" for family in families for kind in ("kretprobe", "kprobe"))
+            return (*STATE_PROGRAMS, "kretprobe_accept", *probes)
+        case "tracepoint":
+            return STATE_PROGRAMS + CALL_PROGRAMS
+    return STATE_PROGRAMS
+
+
+def connect_edge(tier: TierName) -> ConnectEdge:
+    """Return how the tier learns of connects that fail without a change of state."""
+    match tier:
+        case "fentry":
+            return ConnectEdge.RETURN
+        case "kprobe" | "tracepoint":
+            return ConnectEdge.ENTERED
+    return ConnectEdge.NONE

@@ -8,8 +8,22 @@ from pathlib import Path
 import pytest
 
 from collector.errors import AbiError, CapabilityError, NoBtfError
+from collector.node.abi import ConnectEdge
 from collector.node.pins import is_bpffs
-from collector.node.tiers import CAP_BPF, CAP_PERFMON, CAP_SYS_ADMIN, Environment, choose
+from collector.node.tiers import (
+    CAP_BPF,
+    CAP_PERFMON,
+    CAP_SYS_ADMIN,
+    NAMES,
+    Environment,
+    Tier,
+    TierName,
+    candidates,
+    choose,
+    connect_edge,
+    programs,
+    refusals,
+)
 
 ROOT = Environment(
     capabilities=(1 << 41) - 1,
@@ -18,34 +32,70 @@ ROOT = Environment(
     perf_event_paranoid=3,
     machine="x86_64",
     release=(6, 18),
+    kprobes=True,
+    accept_arguments=2,
 )
 MINIMAL = replace(ROOT, capabilities=1 << CAP_BPF | 1 << CAP_PERFMON)
 
 
-def test_root_with_tracefs_gets_tracepoints() -> None:
-    """The best tier, and nothing is refused."""
-    assert (choose(ROOT).name, choose(ROOT).refused) == ("tracepoint", {})
+def names(environment: Environment) -> list[str]:
+    """Return the candidates' names."""
+    return [tier.name for tier in candidates(environment)]
+
+
+def test_candidates_come_best_first_without_reasons() -> None:
+    """All that root may try on a common kernel; BCC only where there is no BTF."""
+    assert names(ROOT) == ["fentry", "kprobe", "tracepoint", "tp_btf"]
+    assert choose(ROOT).refused == {}
 
 
 @pytest.mark.parametrize(
-    ("environment", "why"),
+    ("environment", "left", "refused", "why"),
     [
-        (replace(ROOT, tracefs=None), "tracefs"),
-        (MINIMAL, "perf_event_paranoid is 3"),
-        (replace(MINIMAL, perf_event_paranoid=2, tracefs=None), "tracefs"),
+        (replace(ROOT, tracefs=None), ["fentry", "kprobe", "tp_btf"], "tracepoint", "tracefs"),
+        (replace(ROOT, kprobes=False), ["fentry", "tracepoint", "tp_btf"], "kprobe", "no kprobes"),
+        (MINIMAL, ["fentry", "tp_btf"], "kprobe", "perf_event_paranoid is 3"),
+        (MINIMAL, ["fentry", "tp_btf"], "tracepoint", "perf_event_paranoid is 3"),
+        (replace(ROOT, accept_arguments=None), ["kprobe", "tracepoint", "tp_btf"], "fentry", "does not know"),
+        (replace(ROOT, accept_arguments=3), ["kprobe", "tracepoint", "tp_btf"], "fentry", "has 3 arguments"),
+        (replace(ROOT, btf=False, accept_arguments=None), ["bcc"], "tp_btf", "no BTF"),
     ],
-    ids=["no-tracefs", "paranoid", "neither"],
 )
-def test_refused_tracepoints_leave_tp_btf_with_the_reason(environment: Environment, why: str) -> None:
-    """The lower tier says why the better one is out."""
-    tier = choose(environment)
-    assert tier.name == "tp_btf"
-    assert why in tier.refused["tracepoint"]
+def test_refused_tier_is_left_out_with_its_reason(
+    environment: Environment, left: list[str], refused: str, why: str
+) -> None:
+    """What can't work is not tried, and every lesser tier says why the better one is out."""
+    assert names(environment) == left
+    assert why in refusals(environment)[refused]
+    for tier in candidates(environment):
+        worse = NAMES.index(tier.name) > [*NAMES].index(refused)  # type: ignore[arg-type]
+        assert (why in tier.refused.get(refused, "")) is worse
 
 
 def test_two_capabilities_suffice_where_perf_events_are_allowed() -> None:
     """CAP_BPF and CAP_PERFMON, without CAP_SYS_ADMIN."""
-    assert choose(replace(MINIMAL, perf_event_paranoid=2)).name == "tracepoint"
+    assert names(replace(MINIMAL, perf_event_paranoid=2)) == names(ROOT)
+
+
+@pytest.mark.parametrize(("arguments", "program"), [(4, "fexit_accept_4"), (2, "fexit_accept")])
+def test_accept_program_fits_the_kernels_function(arguments: int, program: str) -> None:
+    """The wrong one would load on some kernels and read garbage."""
+    chosen = programs("fentry", replace(ROOT, accept_arguments=arguments))
+    assert [name for name in chosen if "accept" in name] == [program]
+
+
+@pytest.mark.parametrize("tier", ["fentry", "kprobe"])
+def test_kernel_without_ipv6_gets_no_programs_for_it(tier: TierName) -> None:
+    """Its functions do not exist there, and one hook that fails would cost the whole tier."""
+    assert "6" not in "".join(programs(tier, replace(ROOT, ipv6=False)))
+    assert "6" in "".join(programs(tier, ROOT))
+
+
+def test_state_programs_belong_to_every_core_tier() -> None:
+    """One event machine for all."""
+    for tier in NAMES[:-1]:
+        assert programs(tier, ROOT)[:2] == ("state_first", "state_second")
+        assert (connect_edge(tier) == ConnectEdge.NONE) is (tier == "tp_btf")
 
 
 @pytest.mark.parametrize("capabilities", [0, 1 << CAP_BPF, 1 << CAP_PERFMON])
@@ -57,13 +107,13 @@ def test_missing_capabilities_are_fatal(capabilities: int) -> None:
 
 def test_sys_admin_alone_suffices() -> None:
     """Kernels before 5.8 know nothing finer."""
-    assert choose(replace(ROOT, capabilities=1 << CAP_SYS_ADMIN)).name == "tracepoint"
+    assert names(replace(ROOT, capabilities=1 << CAP_SYS_ADMIN)) == names(ROOT)
 
 
-def test_kernel_without_btf_is_fatal() -> None:
+def test_kernel_without_btf_is_fatal_for_what_needs_it() -> None:
     """No CO-RE without type information."""
     with pytest.raises(NoBtfError, match="CONFIG_DEBUG_INFO_BTF"):
-        choose(replace(ROOT, btf=False))
+        choose(replace(ROOT, btf=False), "tp_btf")
 
 
 def test_other_machine_is_fatal() -> None:
@@ -74,7 +124,10 @@ def test_other_machine_is_fatal() -> None:
 
 def test_wanted_tier_is_taken_or_refused() -> None:
     """A tier that the settings name is not replaced by another."""
-    assert choose(ROOT, "tp_btf").name == "tp_btf"
+    assert candidates(ROOT, "tp_btf") == (
+        Tier("tp_btf", dict.fromkeys(["fentry", "kprobe", "tracepoint"], "the settings ask for tp_btf")),
+    )
+    assert choose(ROOT, "bcc").name == "bcc"
     with pytest.raises(CapabilityError, match="no readable tracefs"):
         choose(replace(ROOT, tracefs=None), "tracepoint")
 
