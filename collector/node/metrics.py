@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from prometheus_client import Metric
 
@@ -85,7 +85,7 @@ class Metrics(Collector):
         flush_events: histogram of events per reading of the ring.
     """
 
-    def __init__(self, tier: str, version: str) -> None:
+    def __init__(self, tier: str, version: str, refused: Iterable[str] = ()) -> None:
         self.registry = CollectorRegistry()
         self.flush_events = Histogram(
             "podwire_node_flush_events",
@@ -94,6 +94,7 @@ class Metrics(Collector):
             registry=self.registry,
         )
         self._build = {"tier": tier, "version": version}
+        self._refused = tuple(refused)
         self._snapshot: Snapshot | None = None
         self.registry.register(self)
 
@@ -104,6 +105,12 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metric families of the last snapshot."""
         yield InfoMetricFamily("podwire_node_build", "version and probe tier in use", value=self._build)
+        refused = GaugeMetricFamily(
+            "podwire_node_refused", "1 for each better tier, or pinning, that is not in use", labels=["what"]
+        )
+        for what in self._refused:
+            refused.add_metric([what], 1)
+        yield refused
         snapshot = self._snapshot
         if snapshot is None:
             return

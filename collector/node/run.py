@@ -98,7 +98,7 @@ def collect(settings: Settings, origin: Origin, probes: Probes, spool: Spool, st
     """Turn the loop until `stop` is set, then drain. FatalError when Kafka or a topic refuses us for good."""
     producer: Producer = kafka.producer(settings.bootstrap, f"podwire-node-{settings.node}")
     publisher = Publisher(producer, probes.events, spool, settings.spool_after_ms / 1000)
-    metrics = Metrics(probes.tier, package_version())
+    metrics = Metrics(probes.tier, package_version(), probes.refused)
     pace = Pace(settings.flush_interval_ms / 1000, settings.report_interval_s)
     collector = NodeCollector(probes, publisher, spool, metrics, pace)
     server = serve(settings, metrics, collector)

@@ -9,6 +9,7 @@ import pytest
 
 from collector.errors import AbiError, CapabilityError, NoBtfError
 from collector.node.abi import ConnectEdge
+from collector.node.metrics import Metrics
 from collector.node.pins import is_bpffs
 from collector.node.tiers import (
     CAP_BPF,
@@ -153,3 +154,10 @@ MOUNTS = """\
 def test_pin_folder_is_on_a_bpffs(folder: str, expected: bool) -> None:
     """The innermost mount above the folder decides."""
     assert is_bpffs(Path(folder), MOUNTS) is expected
+
+
+def test_refused_tiers_are_in_the_metrics() -> None:
+    """One sample for each, so that an alert can find nodes that run a lesser tier; the reason is in the log."""
+    registry = Metrics("tracepoint", "1", {"fentry": "no trampolines"}).registry
+    assert registry.get_sample_value("podwire_node_refused", {"what": "fentry"}) == 1
+    assert registry.get_sample_value("podwire_node_refused", {"what": "kprobe"}) is None
