@@ -289,8 +289,15 @@ def _open_bcc(options: ProbeOptions, *, wanted: bool) -> Probes:
     """Return BCC's probes, which answer like these; on a kernel without BTF, that is why nothing works."""
     from collector.node import bcc  # noqa: PLC0415 (only nodes without BTF need it)
 
+    if options.filters != Filters():
+        raise SettingsError(
+            "Tier bcc filters loopback only.", "remove the filters by ports, CIDRs, netns and cgroups."
+        )
     try:
-        return cast("Probes", bcc.open(options))
+        probes = bcc.open(options)
+        if options.filter_own:
+            probes.refused["filter_own"] = "tier bcc filters loopback only"
+        return cast("Probes", probes)
     except BccError as error:
         if wanted:
             raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +17,8 @@ from collector.node.filters import Filters
 from tests.kernel.node import Watch, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from collector.node.probes import Probes
     from tests.kernel.node import Cgroup, Namespace, Process
@@ -213,6 +216,46 @@ def test_cgroup_that_is_left_out_costs_nothing(
     assert close["tgid"] == followed[0].pid
     until(lambda: watch.pull().size == 2, "both events of the half")
     expect_totals(watch, 2)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from collector.node.filters import Filters
+from collector.node.probes import ProbeOptions, Probes
+filters = Filters(only_netns=sys.argv[3])
+Probes.open(ProbeOptions(state_dir=Path(sys.argv[1]), pin_dir=Path(sys.argv[2]), filters=filters, filter_own=True))
+print("open", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def pin_dir(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a bpffs of its own."""
+    place = tmp_path / "bpffs"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", place], check=True)
+    yield place / "podwire"
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def test_successor_leaves_out_its_own_connections(
+    open_probes: Callable[..., Probes], client: Namespace, server: Namespace, tmp_path: Path, pin_dir: Path
+) -> None:
+    """Probes that were taken over learn whom they now serve."""
+    lists = f"{client.path},{server.inode}"
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "state"), str(pin_dir), lists]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "open\n"
+        holder.kill()
+    probes = open_probes(pin_dir=pin_dir, filters=Filters(only_netns=lists), filter_own=True)
+    if "pinning" in probes.refused:
+        pytest.skip(probes.refused["pinning"])
+    assert probes.reused
+    talk(client, server, V4, LEFT_OUT)
+    expect_totals(Watch(probes, client, server), 0)
 
 
 def test_filter_of_a_missing_folder_is_a_settings_error(open_filtered: Open) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import pytest
 from collector.errors import CapabilityError
 from collector.node import tiers
 from collector.node.abi import EventType, Owner, Role
+from tests.kernel import uring
 from tests.kernel.node import Watch, pair, text, until
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from tests.kernel.node import Namespace, Process
 
 CORE_TIERS = [name for name in tiers.NAMES if name != "bcc"]
+SEES_URING = ("fentry", "kprobe")
 TELLS_FAILED_ROUTES = [name for name in CORE_TIERS if name != "tp_btf"]
 PORT = 7070
 
@@ -84,6 +87,27 @@ def test_accepting_process_is_told_at_accept(
     accept = watch.one(EventType.ACCEPT)
     assert (accept["tgid"], bytes(accept["comm"]).rstrip(b"\0")) == (process.pid, b"taker")
     dialler.close()
+
+
+@pytest.mark.parametrize("tier", CORE_TIERS)
+def test_accept_through_io_uring_is_told(
+    open_tier: Callable[[str], Probes], client: Namespace, server: Namespace, tier: str
+) -> None:
+    """Once, with its process; where only the system calls are seen, at the close that shows whose it is."""
+    watch = Watch(open_tier(tier), client, server)
+    listener = server.listen("10.91.1.2")
+    dialler = client.connect("10.91.1.2", listener.getsockname()[1])
+    try:
+        accepted = uring.accept(listener)
+    except uring.NoUringError as error:
+        pytest.skip(f"no io_uring: {error}")
+    if tier in SEES_URING:
+        assert watch.one(EventType.ACCEPT)["tgid"] == os.getpid()
+    accepted.close()
+    dialler.close()
+    close = watch.one(EventType.CLOSE, Role.SERVER)
+    assert (close["tgid"], close["flags"]) == (os.getpid(), 0)
+    watch.one(EventType.ACCEPT)
 
 
 @pytest.mark.parametrize("tier", TELLS_FAILED_ROUTES)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from collector.errors import SettingsError
 from collector.node.abi import Filter
+from collector.node.core import LoadPlan
 from collector.node.filters import Filters
+from collector.node.probes import identity_of
 from collector.node.settings import parse_print
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 OUT, ONLY = struct.pack("<I", Filter.OUT), struct.pack("<I", Filter.ONLY)
 
@@ -62,6 +61,16 @@ def test_mode_says_whether_others_are_let_in() -> None:
         "filter_netns": Filter.OFF,
         "filter_cgroups": Filter.OFF,
     }
+
+
+def test_probes_with_other_filters_are_not_taken_over() -> None:
+    """The rules belong to what must be equal for a successor to use pinned probes."""
+    plans = [
+        LoadPlan(Path("none.o"), (), {}, {}, Filters(not_ports=port).map_contents())
+        for port in ("1", "2", "1")
+    ]
+    first, second, third = map(identity_of, plans)
+    assert first == third != second
 
 
 def test_missing_path_says_what_to_do() -> None:
