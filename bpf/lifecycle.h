@@ -231,7 +231,7 @@ static __always_inline void closing(const struct sock *sk, int new_state, int ow
 	if (new_state == TCP_CLOSING)
 		entry->closed_by = PODWIRE_CLOSED_BOTH;
 	else if (entry->closed_by == PODWIRE_CLOSED_NONE)
-		entry->closed_by = new_state == TCP_CLOSE_WAIT ? PODWIRE_CLOSED_REMOTE : PODWIRE_CLOSED_LOCAL;
+		entry->closed_by = new_state == TCP_FIN_WAIT1 ? PODWIRE_CLOSED_LOCAL : PODWIRE_CLOSED_REMOTE;
 }
 
 /* bytes_received counts the peer's FIN. rtt_min is -1 until measured. */
@@ -328,6 +328,7 @@ static __always_inline void transition(struct sock *sk, int old_state, int new_s
 		return established(sk, tcp, old_state);
 	case TCP_FIN_WAIT1:
 	case TCP_CLOSE_WAIT:
+	case TCP_LAST_ACK:
 	case TCP_CLOSING:
 		return closing(sk, new_state, owned);
 	case TCP_CLOSE:

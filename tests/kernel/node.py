@@ -92,6 +92,16 @@ class Namespace:
         """Run a command inside."""
         subprocess.run(["ip", "netns", "exec", self.name, *command], check=True, capture_output=True)
 
+    def tcp_table(self) -> str:
+        """Return the kernel's IPv4 TCP sockets there (/proc/net/tcp): states as two hex digits."""
+        shown = subprocess.run(
+            ["nsenter", f"--net={self.path}", "cat", "/proc/net/tcp"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        return shown.stdout
+
     def sysctl(self, name: str, value: str) -> None:
         """Set one of the namespace's own sysctls."""
         self.run("sysctl", "-qw", f"{name}={value}")

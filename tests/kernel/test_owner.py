@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from collector.node.abi import EventType, Owner, Role
-from tests.kernel.node import Process, Watch, text
+from collector.node.abi import ClosedBy, EventType, Owner, Role
+from tests.kernel.node import Process, Watch, text, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 UIDS = {"client": "aaaaaaaa-1111-4222-8333-444444444444", "server": "bbbbbbbb-1111-4222-8333-444444444444"}
 PORT = 7070
+CLOSE_WAIT = " 08 "
 WANDERER = """
 import os, socket, sys
 for cgroup in sys.argv[2:]:
@@ -161,3 +162,30 @@ def test_tp_btf_tier_tells_accept_at_establishment(
     assert watch.one(EventType.CLOSE, Role.SERVER)["owner"] == Owner.PROCESS
     watch.one(EventType.ACCEPT)
     listener.close()
+
+
+def test_closer_is_known_though_the_last_ack_comes_late(
+    open_probes: Callable[..., Probes],
+    make_process: Callable[..., Process],
+    client: Namespace,
+    server: Namespace,
+) -> None:
+    """Without an accept hook, the process that closes is told even where the kernel ends the socket in softirq."""
+    watch = Watch(open_probes(tier="tp_btf"), client, server)
+    process = make_process(server)
+    process.start("accept", "10.91.1.2", PORT)
+    process.expect("listening")
+    dialler = client.connect("10.91.1.2", PORT)
+    process.expect("ready")
+    dialler.close()
+    until(lambda: CLOSE_WAIT in server.tcp_table(), "the server's CLOSE_WAIT")
+    server.run("nft", "add table ip t; add chain ip t c { type filter hook input priority 0; policy drop; }")
+    process.go_on()
+    process.expect("closed")
+    server.run("nft", "delete table ip t")
+    closed = watch.one(EventType.CLOSE, Role.SERVER)
+    assert (closed["tgid"], closed["owner"], closed["closed_by"]) == (
+        process.pid,
+        Owner.PROCESS,
+        ClosedBy.REMOTE,
+    )
