@@ -1,0 +1,188 @@
+"""What the probes cost: ns per transition, and how much longer TCP work takes with them than without.
+
+Three loads (kernel_load.c) between two network namespaces of its own, client and server on one CPU: a connect loop,
+requests on one open connection, a bulk transfer. Each round takes one sample without probes, one with, and one more
+without, in an order that rotates; the ratio is that of one round, the second one without gives the noise. The probes'
+own time per run comes from the kernel's statistics (kernel.bpf_stats_enabled). Root. Prints a table per tier and one
+JSON line; --small only proves that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from collector.node.probes import ProbeOptions, Probes
+from tests.kernel.node import Namespace, wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
+SERVER_ADDRESS = "10.91.9.2"
+COUNTS = {"connect": 4000, "request": 20_000, "bulk": 16_000}  # about 0.2 s each
+TRACING, TRACEPOINT = "26", "5"  # enum bpf_prog_type, as fdinfo shows it
+
+
+@dataclass(frozen=True)
+class Load:
+    """How to run kernel_load: the program, the CPU, the two namespaces."""
+
+    program: Path
+    cpu: int
+    client: Namespace
+    server: Namespace
+
+    def sample(self, mode: str, count: int) -> tuple[float, float]:
+        """Return ns per operation: on the wall clock, of CPU time."""
+        places = [self.client.path, self.server.path, SERVER_ADDRESS]
+        words = [str(self.program), mode, str(count), str(self.cpu), *places]
+        said = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+        return int(said[0]) / count, int(said[1]) / count
+
+
+@contextlib.contextmanager
+def attached(tier: str) -> Iterator[Probes]:
+    """Attach probes of a tier, drain their ring at the end and detach them."""
+    probes = Probes.open(ProbeOptions(state_dir=None, tier=tier))
+    try:
+        yield probes
+        lost = probes.counters()["lost_ring_full"]
+        assert lost == 0, f"{lost} events found no room: their cost is not the usual one"
+    finally:
+        probes.close()
+
+
+@contextlib.contextmanager
+def loaded(cpu: int) -> Iterator[Load]:
+    """Build the load and its two namespaces, and remove them."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        program = Path(folder, "kernel_load")
+        source = Path(__file__).with_name("kernel_load.c")
+        subprocess.run(["clang", "-O2", "-Wall", "-Werror", "-o", program, source], check=True)
+        ends = []
+        for name in ("bc", "bs"):
+            ends.append(Namespace(name))
+            stack.callback(ends[-1].remove)
+        wire(ends[0], ends[1], 9)
+        yield Load(program, cpu, ends[0], ends[1])
+
+
+def rounds(load: Load, tier: str, mode: str, count: int, number: int) -> dict[str, Any]:
+    """Return the ratios with and without probes of one load, over several rounds."""
+    taken = []
+    for turn in range(number):
+        sample: dict[str, tuple[float, float]] = {}
+        kinds = ["off", "on", "again"]
+        for kind in kinds[turn % 3 :] + kinds[: turn % 3]:
+            with attached(tier) if kind == "on" else contextlib.nullcontext():
+                sample[kind] = load.sample(mode, count)
+        taken.append(sample)
+    result: dict[str, Any] = {"off_ns": spread([one["off"][0] for one in taken])}
+    for index, clock in enumerate(("wall", "cpu")):
+        without = [(one["off"][index] + one["again"][index]) / 2 for one in taken]
+        pairs = zip(taken, without, strict=True)
+        result[f"{clock}_ratio"] = spread([one["on"][index] / base for one, base in pairs])
+        result[f"{clock}_noise"] = spread([one["again"][index] / one["off"][index] for one in taken])
+    return result
+
+
+def spread(values: list[float]) -> list[float]:
+    """Return median, first and third quartile."""
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return [round(value, 4) for value in (middle, low, high)]
+
+
+def run_times() -> list[tuple[str, int, int]]:
+    """Return (type, runs, ns) of every BPF program that this process holds, from fdinfo."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the folder's own descriptor is closed by now
+            if str(entry.readlink()).endswith("bpf-prog"):
+                text = Path("/proc/self/fdinfo", entry.name).read_text()
+                info = dict(line.split(":\t", 1) for line in text.splitlines())
+                found[info["prog_id"]] = (info["prog_type"], int(info["run_cnt"]), int(info["run_time_ns"]))
+    return sorted(found.values(), reverse=True)
+
+
+def transitions(load: Load, tier: str, connections: int) -> dict[str, Any]:
+    """Return what the kernel counted during a connect loop: runs and ns of each program."""
+    before = STATISTICS.read_text()
+    with attached(tier):
+        STATISTICS.write_text("1")
+        try:
+            load.sample("connect", connections)
+        finally:
+            STATISTICS.write_text(before)
+        times = run_times()
+    changes = max(runs for kind, runs, _ in times if kind == TRACING)
+    total_ns = sum(ns for _, _, ns in times)
+    return {
+        "transitions_per_connection": round(changes / connections, 2),
+        "ns_per_transition": round(total_ns / changes, 1),
+        "ns_per_connection": round(total_ns / connections, 1),
+        "programs": [
+            {"type": {TRACING: "tracing", TRACEPOINT: "tracepoint"}.get(kind, kind), "runs": runs}
+            | {"ns_per_run": round(ns / max(runs, 1), 1)}
+            for kind, runs, ns in times
+        ],
+    }
+
+
+def measure(load: Load, tier: str, *, small: bool, number: int) -> dict[str, Any]:
+    """Return all figures of a tier, and print them."""
+    counts = {mode: max(count // 400, 10) if small else count for mode, count in COUNTS.items()}
+    found: dict[str, Any] = {"kernel_time": transitions(load, tier, counts["connect"])}
+    times = found["kernel_time"]
+    print(f"\ntier {tier}: {times['ns_per_transition']:.0f} ns per transition, ", end="")
+    print(f"{times['ns_per_connection']:.0f} ns per connection (both ends)")
+    print(f"  {'load':8} {'ns without':>11}  {'with/without, wall':24} {'noise, wall':24} with/without, CPU")
+    for mode, count in counts.items():
+        figures = rounds(load, tier, mode, count, number)
+        found[mode] = figures
+        shown = [
+            "{:.3f} ({:.3f} .. {:.3f})".format(*figures[name])
+            for name in ("wall_ratio", "wall_noise", "cpu_ratio")
+        ]
+        print(f"  {mode:8} {figures['off_ns'][0]:11.0f}  {shown[0]:24} {shown[1]:24} {shown[2]}", flush=True)
+    return found
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--tier", action="append", default=[], help="may be repeated; default: the best one and tp_btf"
+    )
+    parser.add_argument("--cpu", type=int, default=max(os.sched_getaffinity(0)), help="where the load runs")
+    parser.add_argument("--small", action="store_true", help="one short round: proves that it runs")
+    given = parser.parse_args()
+    with attached("auto") as probes:
+        tiers = given.tier or list(dict.fromkeys((probes.tier, "tp_btf")))
+    number = 1 if given.small else given.rounds
+    print(f"median (quartiles) of {number} rounds; CPU {given.cpu}; load {os.getloadavg()[0]:.1f}")
+    with loaded(given.cpu) as load:
+        found = {tier: measure(load, tier, small=given.small, number=number) for tier in tiers}
+    result = {
+        "bench": "kernel",
+        "machine": f"{platform.processor() or platform.machine()}, {platform.release()}, {os.cpu_count()} cores",
+        "load_average": os.getloadavg()[0],
+        "rounds": number,
+        "tiers": found,
+    }
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
