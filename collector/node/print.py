@@ -65,9 +65,8 @@ def run(arguments: list[str]) -> int:
 def end_by_signal() -> Callable[[float], bool]:
     """Take SIGINT and SIGTERM over; return what waits so many seconds for one and says whether it has come.
 
-    The signal is a byte in a pipe: nothing is cut in two, and the wait ends at once. A second one kills, for a reader that
-    takes nothing. (Blocking signals and sigtimedwait
-    would be shorter, but numpy's threads take them too.)
+    The signal is a byte in a pipe: nothing is cut in two, and the wait ends at once. A second one kills, for a reader
+    that takes nothing. (Blocking them and sigtimedwait would be shorter, but numpy's threads take signals too.)
     """
     pipe, into_pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(into_pipe)
