@@ -145,7 +145,7 @@ static __always_inline void connect_left(__u16 family, int in_user_space, int re
 /* With Fast Open a socket is accepted before it is established, when its entry does not exist yet. */
 static __always_inline int accept_early(struct sock *sk)
 {
-	struct podwire_event entry = {.role = PODWIRE_SERVER};
+	struct podwire_event entry = {.start_ns = bpf_ktime_get_boot_ns(), .role = PODWIRE_SERVER};
 	__u64 key = (__u64)sk;
 
 	if (BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_SYN_RECV || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)

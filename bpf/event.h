@@ -10,7 +10,7 @@
 #ifndef PODWIRE_EVENT_H
 #define PODWIRE_EVENT_H
 
-#define PODWIRE_ABI_VERSION 1
+#define PODWIRE_ABI_VERSION 2
 #define PODWIRE_COMM_BYTES 16
 #define PODWIRE_CGROUP_LEVELS 7
 #define PODWIRE_CGROUP_NAME_BYTES 128
@@ -48,6 +48,7 @@ enum podwire_flag {
 	PODWIRE_RESET_LOCAL = 1,    /* this side sent the RST */
 	PODWIRE_RESET_REMOTE = 2,   /* the other side's RST ended it */
 	PODWIRE_NEVER_ACCEPTED = 4, /* server: closed before any process took it */
+	PODWIRE_OPEN_UNSEEN = 8,    /* established out of our sight: established_ns is 0 */
 };
 
 /* Counters, one per CPU: index into the map `counters`. */
@@ -56,8 +57,10 @@ enum podwire_counter {
 	PODWIRE_LOST_RING_FULL = 1,       /* ... of these: no room in the events ring */
 	PODWIRE_LOST_SOCKET_MAP_FULL = 2, /* ... of these: no room to remember the socket */
 	PODWIRE_LOST_NAME_RING_FULL = 3,  /* names only: told again at the cgroup's next event, no event is lost */
-	PODWIRE_UNTRACKED = 4,            /* ends without an event, not attempted: opened before the probes, or not shown */
-	PODWIRE_COUNTERS = 5,
+	PODWIRE_UNTRACKED = 4,            /* ends of unknown sockets, not attempted: of before the probes, or lost at the open */
+	PODWIRE_LOST_MISSED_OPEN = 5,     /* ... of the attempted: the kernel did not show the client's establishment */
+	PODWIRE_LOST_MISSED_CLOSE = 6,    /* ... of the attempted: the kernel did not show the end */
+	PODWIRE_COUNTERS = 7,
 };
 
 struct podwire_event {
@@ -66,8 +69,8 @@ struct podwire_event {
 	__u64 established_ns; /* handshake complete on this side; 0 never */
 	__u64 socket_cookie;  /* unique until reboot */
 	__u64 cgroup_id;      /* kernfs id of the owner's cgroup in `cgroup_hierarchy`; 0 not known */
-	__u64 bytes_sent;     /* payload without retransmissions; CLOSE, PROGRESS */
-	__u64 bytes_received; /* payload; CLOSE, PROGRESS */
+	__u64 bytes_sent;     /* payload without retransmissions; CLOSE, EXISTING, PROGRESS */
+	__u64 bytes_received; /* payload; CLOSE, EXISTING, PROGRESS */
 
 	__u32 client_isn; /* host order; both 0 in CONNECT_FAILED */
 	__u32 server_isn;
@@ -80,7 +83,8 @@ struct podwire_event {
 	__u32 rtt_us;     /* smoothed; 0 never measured */
 	__u32 rtt_min_us; /* 0xffffffff never measured */
 	__u32 cgroup_hierarchy;
-	__u32 error; /* positive errno, 0 none */
+	__u32 error;        /* positive errno, 0 none */
+	__u32 progress_seq; /* PROGRESS: its number within the socket, from 1 */
 
 	__u16 local_port; /* host order */
 	__u16 remote_port;
@@ -94,7 +98,7 @@ struct podwire_event {
 	__u8 closed_by; /* enum podwire_closed_by */
 	__u8 owner;     /* enum podwire_owner */
 	__u8 flags;     /* enum podwire_flag, or-ed */
-	__u8 reserved[7];
+	__u8 reserved[3];
 };
 
 /* Told once per cgroup, in a ring of its own, before the first event that carries the id. */
@@ -107,9 +111,9 @@ struct podwire_cgroup_name {
 
 _Static_assert(sizeof(struct podwire_event) == 168, "event ABI");
 _Static_assert(__builtin_offsetof(struct podwire_event, client_isn) == 56, "event ABI");
-_Static_assert(__builtin_offsetof(struct podwire_event, local_port) == 104, "event ABI");
-_Static_assert(__builtin_offsetof(struct podwire_event, comm) == 140, "event ABI");
-_Static_assert(__builtin_offsetof(struct podwire_event, type) == 156, "event ABI");
+_Static_assert(__builtin_offsetof(struct podwire_event, local_port) == 108, "event ABI");
+_Static_assert(__builtin_offsetof(struct podwire_event, comm) == 144, "event ABI");
+_Static_assert(__builtin_offsetof(struct podwire_event, type) == 160, "event ABI");
 _Static_assert(sizeof(struct podwire_cgroup_name) == 912, "cgroup name ABI");
 
 #endif

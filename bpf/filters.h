@@ -77,14 +77,12 @@ static __always_inline struct own_process process_now(void)
 	};
 }
 
-static __always_inline int is_own_process(void)
+static __always_inline int is_own_process(struct task_struct *task, __u32 tgid)
 {
 	__u32 zero = 0;
 	struct own_process *own = bpf_map_lookup_elem(&own_process, &zero);
 
-	if (!own || own->tgid != bpf_get_current_pid_tgid() >> 32)
-		return 0;
-	return own->start_ns == process_now().start_ns;
+	return own && own->tgid == tgid && own->start_ns == BPF_CORE_READ(task, group_leader, start_time);
 }
 
 /* The nearest ancestor that has a rule decides; a cgroup that is not known is let in. */
@@ -108,12 +106,21 @@ static __noinline int cgroup_left_out(struct cgroup *cgroup)
 	return options.filter_cgroups == PODWIRE_FILTER_ONLY;
 }
 
+static __always_inline int task_left_out(struct task_struct *task)
+{
+	if (options.filter_own && is_own_process(task, BPF_CORE_READ(task, tgid)))
+		return 1;
+	return options.filter_cgroups && cgroup_left_out(current_cgroup(task));
+}
+
 /* Only where `current` is the owner. */
 static __always_inline int current_left_out(void)
 {
-	if (options.filter_own && is_own_process())
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	if (options.filter_own && is_own_process(task, bpf_get_current_pid_tgid() >> 32))
 		return 1;
-	return options.filter_cgroups && cgroup_left_out(current_cgroup((void *)bpf_get_current_task()));
+	return options.filter_cgroups && cgroup_left_out(current_cgroup(task));
 }
 
 /* In softirq: what the socket itself knows, which on nodes with cgroup v1 is nothing. */

@@ -55,6 +55,12 @@ enum { /* include/net/tcp_states.h */
 #define SOCK_DEAD 0 /* no file holds the socket */
 #define SOCK_DONE 1 /* the peer's FIN came */
 
+/* Bit in sk_userlocks (include/net/sock.h): bind() named the port. */
+#define SOCK_BINDPORT_LOCK 8
+
+#define S_IFMT 0170000
+#define S_IFSOCK 0140000
+
 #define EINTR 4
 #define EBADF 9
 #define EFAULT 14
@@ -110,6 +116,10 @@ typedef struct {
 	int owned;
 } socket_lock_t;
 
+struct inet_bind_bucket {
+	signed char fastreuse;
+};
+
 struct kernfs_node {
 	struct kernfs_node *__parent; /* since 6.15 */
 	const char *name;
@@ -139,6 +149,7 @@ struct sock {
 	struct sock_common __sk_common;
 	socket_lock_t sk_lock;
 	__u16 sk_protocol;
+	__u8 sk_userlocks;
 	__u8 sk_shutdown;
 	int sk_err;
 	struct sock_cgroup_data sk_cgrp_data;
@@ -151,6 +162,7 @@ struct inet_sock {
 
 struct inet_connection_sock {
 	struct inet_sock icsk_inet;
+	struct inet_bind_bucket *icsk_bind_hash;
 };
 
 struct minmax_sample {
@@ -169,6 +181,8 @@ struct tcp_sock {
 	__u64 bytes_acked;
 	__u32 rcv_nxt;
 	__u32 snd_una;
+	__u32 snd_nxt;
+	__u32 write_seq;
 	__u32 segs_in;
 	__u32 segs_out;
 	__u32 srtt_us; /* eighths of a us */
@@ -186,7 +200,12 @@ struct socket {
 	struct sock *sk;
 };
 
+struct inode {
+	unsigned short i_mode;
+};
+
 struct file {
+	struct inode *f_inode;
 	void *private_data;
 };
 
@@ -199,7 +218,18 @@ struct files_struct {
 	struct fdtable *fdt;
 };
 
+typedef struct {
+	__u32 val;
+} kuid_t;
+
+struct cred {
+	kuid_t uid;
+};
+
 struct task_struct {
+	int tgid;
+	char comm[16];
+	const struct cred *cred;
 	struct css_set *cgroups;
 	struct files_struct *files;
 	struct task_struct *group_leader;
@@ -219,6 +249,24 @@ struct pt_regs { /* x86-64 */
 	unsigned long si;
 	unsigned long dx;
 	unsigned long ax;
+};
+
+struct seq_file;
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+};
+
+struct bpf_iter__task_file {
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	struct file *file;
+};
+
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	void *key;
+	void *value;
 };
 
 #pragma clang attribute pop

@@ -69,11 +69,18 @@ static __always_inline void emit(struct podwire_event *event, enum podwire_event
 		count(PODWIRE_LOST_RING_FULL);
 }
 
-/* An entry that outlived its socket: its CLOSE was not seen, and the kernel has given the address away again. */
+static __always_inline int is_open(const struct podwire_event *entry)
+{
+	return entry->established_ns || entry->flags & PODWIRE_OPEN_UNSEEN;
+}
+
+/* An entry that outlived its socket: its end was not seen, and the kernel has given the address away again. */
 static __always_inline void forget_stale(const struct podwire_event *entry)
 {
-	if (entry && entry->established_ns && entry->type != SILENT)
-		count(PODWIRE_UNTRACKED);
+	if (!entry || entry->type == SILENT)
+		return;
+	count(PODWIRE_ATTEMPTED);
+	count(PODWIRE_LOST_MISSED_CLOSE);
 }
 
 static __always_inline void remember(__u64 key, const struct podwire_event *entry)
@@ -207,7 +214,7 @@ static __always_inline void established(struct sock *sk, const struct tcp_sock *
 	__u64 key = (__u64)sk, now_ns = bpf_ktime_get_boot_ns();
 	struct podwire_event *entry = bpf_map_lookup_elem(&sockets, &key);
 
-	if (entry && entry->established_ns) {
+	if (entry && is_open(entry)) {
 		forget_stale(entry);
 		entry = 0;
 	}
@@ -219,13 +226,32 @@ static __always_inline void established(struct sock *sk, const struct tcp_sock *
 
 /* ---- close ---- */
 
+/* True if the entry's connection was established; a client's establishment that was not shown is counted here. */
+static __always_inline int entry_opened(struct podwire_event *entry, const struct sock *sk, const struct tcp_sock *tcp,
+					int old_state)
+{
+	if (is_open(entry))
+		return 1;
+	if (entry->role != PODWIRE_CLIENT || old_state == TCP_SYN_SENT || old_state == TCP_SYN_RECV)
+		return 0;
+	fill_tuple(entry, sk, tcp);
+	fill_isn(entry, tcp);
+	entry->flags |= PODWIRE_OPEN_UNSEEN;
+	if (entry->type != SILENT) {
+		count(PODWIRE_ATTEMPTED);
+		count(PODWIRE_LOST_MISSED_OPEN);
+	}
+	return 1;
+}
+
 /* Whose FIN comes first: kept in the entry until CLOSE. */
-static __always_inline void closing(const struct sock *sk, int new_state, int owned)
+static __always_inline void closing(const struct sock *sk, const struct tcp_sock *tcp, int old_state, int new_state,
+				    int owned)
 {
 	__u64 key = (__u64)sk;
 	struct podwire_event *entry = bpf_map_lookup_elem(&sockets, &key);
 
-	if (!entry || !entry->established_ns)
+	if (!entry || !entry_opened(entry, sk, tcp, old_state))
 		return;
 	learn_owner(entry, owned, bpf_ktime_get_boot_ns());
 	if (new_state == TCP_CLOSING)
@@ -269,7 +295,7 @@ static __always_inline void closed(const struct sock *sk, const struct tcp_sock 
 		count_untracked(sk, tcp, old_state);
 		return;
 	}
-	if (entry->established_ns) {
+	if (entry_opened(entry, sk, tcp, old_state)) {
 		learn_owner(entry, owned, now_ns);
 		judge_close(entry, sk->sk_err, sent_reset(old_state, owned, peer_done, flags >> SOCK_DEAD & 1));
 		fill_counters(entry, tcp, peer_done);
@@ -330,7 +356,7 @@ static __always_inline void transition(struct sock *sk, int old_state, int new_s
 	case TCP_CLOSE_WAIT:
 	case TCP_LAST_ACK:
 	case TCP_CLOSING:
-		return closing(sk, new_state, owned);
+		return closing(sk, tcp, old_state, new_state, owned);
 	case TCP_CLOSE:
 		return closed(sk, tcp, old_state, owned);
 	}

@@ -47,6 +47,7 @@ struct podwire_options {
 	__u32 filter_cidrs;         /* enum podwire_filter; rules in filter_cidrs, by either end's address */
 	__u32 filter_netns;         /* enum podwire_filter; rules in filter_netns, by inode */
 	__u32 filter_cgroups;       /* enum podwire_filter; rules in filter_cgroups, by the nearest ancestor */
+	__u32 progress_interval_ms; /* PROGRESS of a connection that often; 0 never */
 };
 
 const volatile struct podwire_options options SEC(".rodata.options") = {
@@ -72,7 +73,7 @@ const volatile struct podwire_vocabulary {
 /*
  * A connection from its first SYN (client) or its establishment (server) to CLOSE, keyed by the address of
  * its struct sock: what its next event will carry. A `type` of SILENT marks one that a filter by owner leaves out.
- * Inserts: connect_begins, established, accepted (Fast Open only). Reads: every stage. Deletes: closed.
+ * Inserts: connect_begins, established, accepted (Fast Open only), adopt. Reads: every stage. Deletes: closed, bury.
  */
 #define SILENT 0xff
 struct {

@@ -88,6 +88,17 @@ static __always_inline void own_by_process(struct podwire_event *entry)
 	entry->owner = PODWIRE_OWNER_PROCESS;
 }
 
+/* A process that has the socket open, which need not run now. */
+static __always_inline void own_by_task(struct podwire_event *entry, struct task_struct *task)
+{
+	entry->tgid = BPF_CORE_READ(task, tgid);
+	entry->uid = BPF_CORE_READ(task, cred, uid.val);
+	BPF_CORE_READ_STR_INTO(&entry->comm, task, comm);
+	entry->cgroup_id = name_cgroup(current_cgroup(task));
+	entry->cgroup_hierarchy = options.cgroup_hierarchy;
+	entry->owner = PODWIRE_OWNER_PROCESS;
+}
+
 /* A socket's own cgroup is one of v2, so on other nodes it says nothing about the container. */
 static __always_inline void own_by_cgroup(struct podwire_event *entry, const struct sock *sk)
 {

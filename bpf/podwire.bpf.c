@@ -18,6 +18,7 @@
 #include "filters.h"
 #include "lifecycle.h"
 #include "edges.h"
+#include "existing.h"
 
 char podwire_license[] SEC("license") = "Dual BSD/GPL";
 
@@ -146,4 +147,38 @@ int note_self(void *context)
 	__u32 zero = 0;
 
 	return bpf_map_update_elem(&own_process, &zero, &self, BPF_ANY);
+}
+
+/* The iterators write one byte per event that they made: a reader of N bytes gets about N events at a time. */
+static const char made = 1;
+
+SEC("iter/task_file")
+int find_existing(struct bpf_iter__task_file *context)
+{
+	struct task_struct *task = context->task;
+	struct file *file = context->file;
+
+	if (task && file && found_in_file(task, file))
+		bpf_seq_write(context->meta->seq, &made, sizeof(made));
+	return 0;
+}
+
+SEC("iter/bpf_map_elem")
+int sweep(struct bpf_iter__bpf_map_elem *context)
+{
+	__u64 *key = context->key;
+	struct podwire_event *entry = context->value;
+
+	if (key && entry && sweep_entry(*key, entry))
+		bpf_seq_write(context->meta->seq, &made, sizeof(made));
+	return 0;
+}
+
+/* ---- where the open files of the node's processes can't be walked ---- */
+
+SEC("tp_btf/tcp_rcv_space_adjust")
+int BPF_PROG(receive, struct sock *sk)
+{
+	found_receiving(sk);
+	return 0;
 }

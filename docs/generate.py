@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from collector import errors as collector_errors
 from collector.cluster.metrics import Metrics as WatcherMetrics
 from collector.cluster.settings import Settings as ClusterSettings
+from collector.node.abi import Counter
 from collector.node.metrics import Metrics as NodeMetrics
 from collector.node.metrics import Snapshot
 from collector.node.report import Counts as NodeCounts
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
 
 REFERENCE = Path(__file__).with_name("reference.md")
-KERNEL_COUNTERS = ("attempted", "lost_ring_full", "lost_socket_map_full", "lost_name_ring_full", "untracked")
+KERNEL_COUNTERS = (*(one.name.lower() for one in Counter if one is not Counter.COUNTERS), "skipped_runs")
 
 
 def table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

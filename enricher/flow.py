@@ -155,7 +155,8 @@ class FlowBuilder:
                 flow_id,
                 b"\x20",  # 16 characters
                 key_text,
-                b"\x00\x00",  # progress_seq, revision
+                data[_comm_end(data) : first.port_at],  # progress_seq
+                b"\x00",  # revision
                 moment.encoded,
                 _how(resolve.direction(client_is, server_is), outcome, closed_by),
                 data[first.flow_run_at : first.side_run_at],
@@ -168,6 +169,11 @@ class FlowBuilder:
             )
         )
         return Flow(flow_id, value, time_ms, (client_is.kind, server_is.kind))
+
+
+def _comm_end(data: bytes) -> int:
+    """Return where comm ends and progress_seq begins."""
+    return raw.COMM_AT + 1 + (data[raw.COMM_AT] >> 1)
 
 
 @lru_cache(maxsize=64)
@@ -256,7 +262,7 @@ def _side(half: Half | None) -> bytes:
     header = half.header
     return b"".join(
         (
-            _process(data[raw.COMM_AT + 1 : half.port_at]),
+            _process(data[raw.COMM_AT + 1 : _comm_end(data)]),
             data[half.side_run_at :],
             _OWNER_BYTES[data[raw.OWNER_AT]],
             avro.PRESENT,

@@ -45,8 +45,7 @@ _COMM = b"|".join(re.escape(bytes((2 * size,))) + b".{%d}" % size for size in ra
 _EVENT = re.compile(
     rb".{8}[\x02\x04\x06\x08\x0a\x0c][\x02\x04][\x00\x02\x04\x06\x08\x0a\x0c\x0e\x10]"
     rb"[\x00\x02\x04\x06\x08\x0a][\x00\x02\x04\x06\x08]" + _TIME + rb".{80}"
-    rb"(?:" + _COMM + rb")"
-    rb"(" + _INT + rb")"
+    rb"(?:" + _COMM + rb")" + _INT + rb"(" + _INT + rb")"
     rb"(" + _INT + _OPTIONAL * 2 + rb")"
     rb"((?:\x00|\x02" + _INT + rb")" + _OPTIONAL * 13 + rb")",
     re.DOTALL,
@@ -93,7 +92,7 @@ class Half:
         header: its batch.
         index: its place in the batch, from 0.
         data: the encoded TcpEvent.
-        port_at: where remote_port begins in `data`; comm lies before it.
+        port_at: where remote_port begins in `data`; progress_seq lies before it, after comm.
         flow_run_at: where errno begins; side_run_at: where the local port's union begins.
     """
 

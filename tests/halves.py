@@ -58,6 +58,7 @@ def event(type_: str, role: str, tcp_key: bytes, **changes: Any) -> dict[str, An
         "local_address": ip("10.0.0.1" if client else "10.0.0.2"),
         "remote_address": ip("10.96.0.10" if client else "10.0.0.1"),
         "comm": b"shop-web" if client else b"shop-api",
+        "progress_seq": 0,
         "remote_port": 80 if client else 40000,
         "errno": 0,
         "handshake_us": 310 if client else None,

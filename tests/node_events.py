@@ -180,4 +180,8 @@ class SyntheticProbes:
 
     def counters(self) -> dict[str, int]:
         """Return the kernel's counters."""
-        return {"attempted": self.attempted, "lost_ring_full": self.lost, "untracked": 0}
+        return {"attempted": self.attempted, "lost_ring_full": self.lost, "untracked": 0, "skipped_runs": 0}
+
+    def tend(self, _: float) -> int:
+        """Have nothing to tell."""
+        return 0

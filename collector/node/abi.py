@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import numpy as np
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 # struct podwire_event, 168 bytes
 EVENT = np.dtype(
@@ -33,6 +33,7 @@ EVENT = np.dtype(
         ("rtt_min_us", "<u4"),
         ("cgroup_hierarchy", "<u4"),
         ("error", "<u4"),
+        ("progress_seq", "<u4"),
         ("local_port", "<u2"),
         ("remote_port", "<u2"),
         ("local_address", "<u1", (16,)),
@@ -43,7 +44,7 @@ EVENT = np.dtype(
         ("closed_by", "<u1"),
         ("owner", "<u1"),
         ("flags", "<u1"),
-        ("reserved", "<u1", (7,)),
+        ("reserved", "<u1", (3,)),
     ]
 )
 
@@ -57,7 +58,7 @@ CGROUP_NAME = np.dtype(
     ]
 )
 
-# struct podwire_options, 48 bytes
+# struct podwire_options, 52 bytes
 OPTIONS = np.dtype(
     [
         ("abi_version", "<u4"),
@@ -72,6 +73,7 @@ OPTIONS = np.dtype(
         ("filter_cidrs", "<u4"),
         ("filter_netns", "<u4"),
         ("filter_cgroups", "<u4"),
+        ("progress_interval_ms", "<u4"),
     ]
 )
 
@@ -119,6 +121,7 @@ class Flag(IntEnum):
     RESET_LOCAL = 1
     RESET_REMOTE = 2
     NEVER_ACCEPTED = 4
+    OPEN_UNSEEN = 8
 
 
 class Counter(IntEnum):
@@ -129,7 +132,9 @@ class Counter(IntEnum):
     LOST_SOCKET_MAP_FULL = 2
     LOST_NAME_RING_FULL = 3
     UNTRACKED = 4
-    COUNTERS = 5
+    LOST_MISSED_OPEN = 5
+    LOST_MISSED_CLOSE = 6
+    COUNTERS = 7
 
 
 class Controller(IntEnum):

@@ -71,8 +71,11 @@ class Probes(Protocol):
     def read(self, records_max: int) -> Events:
         """Return the next events, at most `records_max`."""
 
+    def tend(self, now_s: float) -> int:
+        """Make a few EXISTING and PROGRESS events that are due; return how many."""
+
     def counters(self) -> dict[str, int]:
-        """Return attempted, untracked and `lost_<reason>` since the probes were loaded."""
+        """Return attempted, untracked, skipped_runs and `lost_<reason>` since the probes were loaded."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ class NodeCollector:
         """Read a slice of the ring and submit its batches; return its number of events."""
         if self._batcher is None:
             return 0
+        self._probes.tend(now_s)
         events = self._probes.read(RECORDS_MAX)
         if len(events):
             self.received += len(events)

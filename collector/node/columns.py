@@ -30,6 +30,7 @@ OWNER_NAMESPACE = 4
 RESET_FLAGS = Flag.RESET_LOCAL | Flag.RESET_REMOTE
 
 RTT_NEVER_MEASURED = 0xFFFFFFFF
+PROGRESS_SEQ_MAX = 0x7FFFFFFF  # an Avro int
 EVENT_UNIX_US_MIN, EVENT_UNIX_US_MAX = (
     1 << 48,
     (1 << 55) - 1,
@@ -174,7 +175,7 @@ def _times(events: Events, clock: ClockOffset) -> dict[str, Column]:
 
 
 def _counters(events: Events) -> dict[str, Column]:
-    counted = (events["type"] == EventType.CLOSE) | (events["type"] == EventType.PROGRESS)
+    counted = np.isin(events["type"], (EventType.CLOSE, EventType.EXISTING, EventType.PROGRESS))
     names = ("bytes_sent", "bytes_received", "segments_sent", "segments_received", "retransmits")
     found: dict[str, Column] = {name: Nullable(events[name].astype(np.int64), counted) for name in names}
     for name in ("rtt_us", "rtt_min_us"):
@@ -197,6 +198,9 @@ def tcp_event_columns(
         "closed_by": np.where(events["type"] == EventType.CLOSE, closed_by, ClosedBy.NONE),
         "local_address": events["local_address"],
         "remote_address": events["remote_address"],
+        "progress_seq": np.where(
+            events["type"] == EventType.PROGRESS, events["progress_seq"] & PROGRESS_SEQ_MAX, 0
+        ).astype(np.int64),
         "remote_port": events["remote_port"].astype(np.int64),
         "errno": events["error"].astype(np.int64),
         "port": Nullable(events["local_port"].astype(np.int64), events["local_port"] != 0),

@@ -7,27 +7,17 @@ and never decides which programs run. Called by probes.py and pins.py.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
-import re
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from collector.errors import (
-    AbiError,
-    CapabilityError,
-    FatalError,
-    MemlockError,
-    ObjectMissingError,
-    VerifierError,
-)
+from collector.errors import AbiError, FatalError, ObjectMissingError
 from collector.node.abi import ABI_VERSION, OPTIONS
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from collector.node.load_errors import load_error
 
 LIBBPF = "libbpf.so.1"
 OPTIONS_MAP = b".rodata.options"
@@ -53,6 +43,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_program__set_autoload": (_INT, [_POINTER, ctypes.c_bool]),
     "bpf_program__set_log_buf": (_INT, [_POINTER, _POINTER, ctypes.c_size_t]),
     "bpf_program__attach": (_POINTER, [_POINTER]),
+    "bpf_program__attach_iter": (_POINTER, [_POINTER, _POINTER]),
+    "bpf_iter_create": (_INT, [_INT]),
     "bpf_map__initial_value": (_POINTER, [_POINTER, ctypes.POINTER(ctypes.c_size_t)]),
     "bpf_map__set_max_entries": (_INT, [_POINTER, ctypes.c_uint32]),
     "bpf_map__fd": (_INT, [_POINTER]),
@@ -70,6 +62,22 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "btf__free": (None, [_POINTER]),
 }
 _warnings: list[str] = []
+
+
+class _IteratorTarget(ctypes.Structure):
+    """union bpf_iter_link_info of a map."""
+
+    _fields_ = (("map_descriptor", ctypes.c_uint32), ("rest", ctypes.c_uint32 * 3))
+
+
+class _IteratorOptions(ctypes.Structure):
+    """struct bpf_iter_attach_opts."""
+
+    _fields_ = (
+        ("size", ctypes.c_size_t),
+        ("target", ctypes.POINTER(_IteratorTarget)),
+        ("target_bytes", ctypes.c_uint32),
+    )
 
 
 def _keep_warning(level: int, form: bytes, arguments: int | None) -> int:
@@ -110,6 +118,8 @@ class LoadPlan:
         map_entries: max_entries by map name; bytes for rings.
         options: read-only options by member of struct podwire_options.
         map_contents: entries (key, value) by map name, there before a program is attached.
+        unattached: those of `programs` that are run by hand.
+        iterators: names of the iterator programs to load, each with the map it walks, None for no map.
     """
 
     object_path: Path
@@ -117,6 +127,12 @@ class LoadPlan:
     map_entries: dict[str, int]
     options: dict[str, int]
     map_contents: dict[str, tuple[tuple[bytes, bytes], ...]] = field(default_factory=dict)
+    iterators: dict[str, str | None] = field(default_factory=dict)
+    unattached: tuple[str, ...] = ()
+
+    def attached(self) -> tuple[str, ...]:
+        """Return the programs that run by themselves."""
+        return tuple(program for program in self.programs if program not in self.unattached)
 
 
 class BpfObject:
@@ -165,7 +181,7 @@ class BpfObject:
 
     def _configure(self, plan: LoadPlan) -> None:
         for name, program in self._programs.items():
-            self._library.bpf_program__set_autoload(program, name in plan.programs)
+            self._library.bpf_program__set_autoload(program, name in plan.programs or name in plan.iterators)
         for name, entries in plan.map_entries.items():
             self._library.bpf_map__set_max_entries(self._map(name.encode()), entries)
         size = ctypes.c_size_t()
@@ -186,13 +202,17 @@ class BpfObject:
         return found
 
     def _load(self, plan: LoadPlan) -> None:
-        logs = {name: ctypes.create_string_buffer(VERIFIER_LOG_BYTES) for name in plan.programs}
+        logs = {
+            name: ctypes.create_string_buffer(VERIFIER_LOG_BYTES)
+            for name in (*plan.programs, *plan.iterators)
+        }
         for name, log in logs.items():
             self._library.bpf_program__set_log_buf(self._programs[name], log, VERIFIER_LOG_BYTES)
         code = -self._library.bpf_object__load(self._handle)
         if code:
-            raise _load_error(code, {name: log.value.decode(errors="replace") for name, log in logs.items()})
-        for name in plan.programs:
+            said = {name: log.value.decode(errors="replace") for name, log in logs.items()}
+            raise load_error(code, _reason(code), said, _warnings)
+        for name in logs:
             self._library.bpf_program__set_log_buf(self._programs[name], None, 0)
 
     def _fill(self, name: str, entries: tuple[tuple[bytes, bytes], ...]) -> None:
@@ -223,6 +243,31 @@ class BpfObject:
             code = ctypes.get_errno()
             raise OSError(code, f"can't attach {program}: {_reason(code)}")
         self._links[program] = link
+
+    def attach_iterator(self, program: str, map_name: str | None = None) -> None:
+        """Make one iterator program ready for `link_descriptor` and `start_iterator`, over a map if it is named.
+
+        Raises:
+            OSError: the kernel refused.
+        """
+        _warnings.clear()
+        options = None
+        if map_name is not None:
+            info = _IteratorTarget(self.map_descriptor(map_name))
+            options = _IteratorOptions(
+                ctypes.sizeof(_IteratorOptions), ctypes.pointer(info), ctypes.sizeof(info)
+            )
+        pointer = ctypes.byref(options) if options else None
+        link = self._library.bpf_program__attach_iter(self._programs[program], pointer)
+        if not link:
+            code = ctypes.get_errno()
+            raise OSError(code, f"can't attach {program}: {_reason(code)}")
+        self._links[program] = link
+
+    def link_descriptor(self, program: str) -> int:
+        """Return the file descriptor of an attached program's link, which belongs to this object."""
+        descriptor: int = self._library.bpf_link__fd(self._links[program])
+        return descriptor
 
     def pin_links(self, folder: Path) -> None:
         """Pin every link as `link_<program>`: the programs then outlive this process.
@@ -286,6 +331,24 @@ def open_pinned(path: Path) -> int:
     return descriptor
 
 
+def start_iterator(link: int) -> int:
+    """Return a file descriptor that walks an iterator's objects as it is read; raises OSError if refused."""
+    descriptor: int = _libbpf().bpf_iter_create(link)
+    if descriptor < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"can't start an iterator: {os.strerror(code)}")
+    return descriptor
+
+
+def skipped_runs(program: int) -> int:
+    """Return how often the kernel skipped a program, by its descriptor, because it ran on that CPU already.
+
+    0 before kernel 5.12, which does not count.
+    """
+    lines = Path(f"/proc/self/fdinfo/{program}").read_text(encoding="ascii").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("recursion_misses:")), 0)
+
+
 def sum_over_cpus(descriptor: int, entries: int) -> list[int]:
     """Return the sums over all CPUs of a per-CPU array of u64."""
     values = np.zeros(_libbpf().libbpf_num_possible_cpus(), "<u8")
@@ -306,56 +369,8 @@ def _reason(code: int) -> str:
     return f"{os.strerror(code)} ({warning})" if warning else os.strerror(code)
 
 
-def _refused_program() -> str:
-    named = re.search(r"prog '(\w+)'", "\n".join(_warnings))
-    return named[1] if named else "the programs"
-
-
 def _abi_error(how: str) -> AbiError:
     return AbiError(
         f"The BPF object was built for another ABI than version {ABI_VERSION}: {how}.",
         "build object and collector from the same source (make -C bpf abi).",
-    )
-
-
-def last_useful_line(log: str) -> str:
-    """Return the verifier's verdict: its last line that is neither statistics nor empty."""
-    skipped = (
-        "processed ",
-        "verification time",
-        "stack depth",
-        "-- ",
-        "max_states",
-        "peak_states",
-        "mark_read",
-    )
-    lines = [line.strip() for line in log.splitlines()]
-    useful = [line for line in lines if line and not line.startswith(skipped)]
-    return useful[-1] if useful else ""
-
-
-def _load_error(code: int, logs: dict[str, str]) -> FatalError:
-    if code == errno.ENOMEM:
-        return MemlockError(
-            f"The kernel refused memory for the maps: {_reason(code)}.",
-            "make ring_bytes or sockets_max smaller, or raise the memory limit of the container.",
-        )
-    for program, log in logs.items():
-        if verdict := last_useful_line(log):
-            return VerifierError(
-                f"The kernel's verifier refused {program}: {verdict}",
-                "report it with the kernel's version; choosing another tier may help.",
-            )
-    if code == errno.EPERM and not any("prog" in warning for warning in _warnings):
-        return MemlockError(
-            f"The kernel refused to make maps: {_reason(code)}.",
-            "on kernels before 5.11 set RLIMIT_MEMLOCK to unlimited or add CAP_SYS_RESOURCE.",
-        )
-    if code in {errno.EPERM, errno.EACCES}:
-        return CapabilityError(
-            f"The kernel refused to load {_refused_program()}: {os.strerror(code)}.",
-            "run as root, and check that lockdown or a security module does not forbid BPF.",
-        )
-    return VerifierError(
-        f"The BPF object can't be loaded: {_reason(code)}.", "report it with the kernel's version."
     )

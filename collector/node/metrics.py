@@ -59,8 +59,13 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Snapshot], int]], ...] = (
     ("spool_written_events", "events written to the spool", lambda s: s.spool_written),
     (
         "untracked_closes",
-        "closes of sockets that were open before the probes were loaded",
+        "closes of sockets that the probes did not know: open before and not found, or not remembered",
         lambda s: s.counts.kernel["untracked"],
+    ),
+    (
+        "skipped_runs",
+        "probe runs that the kernel left out, which bounds the transitions that were not shown",
+        lambda s: s.counts.kernel.get("skipped_runs", 0),
     ),
     ("retried_batches", "batches that were sent again after a failed delivery", lambda s: s.retries),
     ("spool_set_aside_files", "spool files that could not be used", lambda s: s.spool_unreadable_files),

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -21,6 +22,7 @@ from collector.node import core, tiers
 from collector.node.abi import ABI_VERSION, Counter
 from collector.node.cgroup_paths import choose_hierarchy
 from collector.node.cgroups import Cgroups, Journal
+from collector.node.existing import Walks, sees_all_processes
 from collector.node.filters import Filters
 from collector.node.pins import PinFolder
 from collector.node.ring import EventRing, NameRing
@@ -34,6 +36,7 @@ UNATTACHED_PROGRAMS = (NOTE_SELF,)
 """Loaded to be run, or attached by others."""
 PINNED_NOTE_SELF = f"program_{NOTE_SELF}"
 PINNED_MAPS = ("events", "names", "counters")
+SWEEP, FIND_EXISTING, RECEIVE = "sweep", "find_existing", "receive"
 SOCKET_COOKIE_SINCE = (5, 12)
 KNOWN_PER_NAMED = 8
 """We remember so many times more cgroups than the kernel remembers having told."""
@@ -57,6 +60,9 @@ class ProbeOptions:
         filters: what else to leave out.
         pin_dir: folder on a bpffs that keeps the probes while no collector runs; None for no pinning.
         tier: "auto", or one of `tiers.TierName`.
+        existing: tell of connections that were open before the probes.
+        progress_interval_s: seconds between two PROGRESS events of a connection; 0 for none.
+        walk_events_max: EXISTING and PROGRESS events made by one `Probes.tend`, each.
     """
 
     state_dir: Path | None
@@ -70,6 +76,9 @@ class ProbeOptions:
     filters: Filters = field(default_factory=Filters)
     pin_dir: Path | None = None
     tier: str = "auto"
+    existing: bool = True
+    progress_interval_s: float = 60.0
+    walk_events_max: int = 1000
 
     def __post_init__(self) -> None:
         """Refuse sizes that the kernel would refuse without a word."""
@@ -108,6 +117,13 @@ class Probes:
         self._names = NameRing(descriptors["names"], options.names_ring_bytes)
         self._counters = descriptors["counters"]
         self._descriptors = descriptors
+        find = descriptors.get(f"link_{FIND_EXISTING}")
+        self._walks = Walks(
+            find_existing=None if find is None else partial(core.start_iterator, find),
+            sweep=partial(core.start_iterator, descriptors[f"link_{SWEEP}"]),
+            progress_interval_s=options.progress_interval_s,
+            events_max=options.walk_events_max,
+        )
         self._loaded = loaded
         self._pins = pins
         self._closed = False
@@ -153,7 +169,7 @@ class Probes:
     @classmethod
     def _adopt(cls, options: ProbeOptions, tier: tiers.Tier, plan: core.LoadPlan, pins: PinFolder) -> Probes:
         folder = pins.subfolder(identity_of(plan))
-        descriptors = {name: core.open_pinned(folder / name) for name in PINNED_MAPS}
+        descriptors = {name: core.open_pinned(folder / name) for name in _kept_names(plan)}
         if options.filter_own:
             note_self = core.open_pinned(folder / PINNED_NOTE_SELF)
             core.run_program(note_self)
@@ -199,9 +215,10 @@ class Probes:
         try:
             if options.filter_own:
                 core.run_program(loaded.program_descriptor(NOTE_SELF))
-            for program in plan.programs:
-                if program not in UNATTACHED_PROGRAMS:
-                    loaded.attach(program)
+            for program in plan.attached():
+                loaded.attach(program)
+            for program, target in plan.iterators.items():
+                loaded.attach_iterator(program, target)
         except OSError as error:
             loaded.close()
             raise CapabilityError(
@@ -209,6 +226,8 @@ class Probes:
                 "run as root, or with the capabilities BPF and PERFMON; the tier auto takes what is allowed.",
             ) from error
         descriptors = {name: loaded.map_descriptor(name) for name in PINNED_MAPS}
+        descriptors |= {f"link_{name}": loaded.link_descriptor(name) for name in plan.iterators}
+        descriptors |= {f"program_{name}": loaded.program_descriptor(name) for name in plan.attached()}
         cgroups = _cgroups(options)
         cgroups.forget()
         probes = cls(
@@ -223,8 +242,9 @@ class Probes:
         assert self._loaded
         try:
             folder = pins.make(identity_of(plan))
-            for name in PINNED_MAPS:
-                core.pin(self._descriptors[name], folder / name)
+            for name, descriptor in self._descriptors.items():
+                if not name.startswith("link_"):
+                    core.pin(descriptor, folder / name)
             if NOTE_SELF in plan.programs:
                 core.pin(self._loaded.program_descriptor(NOTE_SELF), folder / PINNED_NOTE_SELF)
             self._loaded.pin_links(folder)
@@ -244,12 +264,28 @@ class Probes:
         return self.events.read_until(limit, records_max)
 
     def counters(self) -> dict[str, int]:
-        """Return the kernel's counters since the probes were loaded, by the names of enum podwire_counter."""
+        """Return the kernel's counters since the probes were loaded, by the names of enum podwire_counter.
+
+        `skipped_runs` is not among them: runs of probes that the kernel left out because the same probe ran on that
+        CPU, and that no second probe can have made up for. An upper bound of what the probes were not shown.
+        """
         names = [counter.name.lower() for counter in Counter if counter is not Counter.COUNTERS]
-        return dict(zip(names, core.sum_over_cpus(self._counters, len(names)), strict=True))
+        counts = dict(zip(names, core.sum_over_cpus(self._counters, len(names)), strict=True))
+        skipped = {
+            name: core.skipped_runs(descriptor)
+            for name, descriptor in self._descriptors.items()
+            if name.startswith("program_")
+        }
+        both = min(skipped.pop(f"program_{program}") for program in tiers.STATE_PROGRAMS)
+        return counts | {"skipped_runs": both + sum(skipped.values())}
+
+    def tend(self, now_s: float) -> int:
+        """Ask a little for EXISTING and PROGRESS at monotonic time `now_s`; return how many events were made."""
+        return self._walks.step(now_s)
 
     def detach(self) -> None:
         """Stop the probes; what is in the rings can still be read."""
+        self._walks.close()
         if self._pins:
             self._pins.remove_all()
         if self._loaded:
@@ -265,6 +301,7 @@ class Probes:
         self._closed = True
         if detach:
             self.detach()
+        self._walks.close()
         self.events.close()
         self._names.close()
         if self._loaded:
@@ -311,9 +348,17 @@ def _open_bcc(options: ProbeOptions, *, wanted: bool) -> Probes:
 def _plan(options: ProbeOptions, environment: tiers.Environment, tier: tiers.Tier) -> core.LoadPlan:
     controller, hierarchy = choose_hierarchy(Path("/proc/self/cgroup").read_text(encoding="utf-8"))
     filters = options.filters.map_contents()
+    programs = tiers.programs(tier.name, environment) + ((NOTE_SELF,) if options.filter_own else ())
+    iterators: dict[str, str | None] = {SWEEP: "sockets"}
+    if options.existing and sees_all_processes():
+        iterators[FIND_EXISTING] = None
+    elif options.existing:
+        programs += (RECEIVE,)
     return core.LoadPlan(
         object_path=options.object_path,
-        programs=tiers.programs(tier.name, environment) + ((NOTE_SELF,) if options.filter_own else ()),
+        programs=programs,
+        unattached=UNATTACHED_PROGRAMS,
+        iterators=iterators,
         map_entries={
             "events": options.ring_bytes,
             "names": options.names_ring_bytes,
@@ -330,15 +375,22 @@ def _plan(options: ProbeOptions, environment: tiers.Environment, tier: tiers.Tie
             "filter_own": options.filter_own,
             **options.filters.modes(),
             "socket_cookie_helper": environment.release >= SOCKET_COOKIE_SINCE,
+            "progress_interval_ms": round(1000 * options.progress_interval_s),
         },
         map_contents=filters,
     )
 
 
+def _kept_names(plan: core.LoadPlan) -> list[str]:
+    """Return what a collector holds open, as it is named in the pin folder: maps, programs, links to iterators."""
+    programs = [f"program_{program}" for program in plan.attached()]
+    return [*PINNED_MAPS, *programs, *(f"link_{iterator}" for iterator in plan.iterators)]
+
+
 def _pinned_names(plan: core.LoadPlan) -> set[str]:
     """Return what must be pinned for a collector to take the probes over."""
-    links = {f"link_{program}" for program in plan.programs if program not in UNATTACHED_PROGRAMS}
-    return {*PINNED_MAPS, *links} | ({PINNED_NOTE_SELF} if NOTE_SELF in plan.programs else set())
+    links = {f"link_{program}" for program in plan.attached()}
+    return {*_kept_names(plan), *links} | ({PINNED_NOTE_SELF} if NOTE_SELF in plan.programs else set())
 
 
 def identity_of(plan: core.LoadPlan) -> str:

@@ -23,7 +23,7 @@ class Counts:
     """What happened so far; the attributes mean what the fields of `schemas/CollectorReport.avsc` do.
 
     Attributes:
-        kernel: the probes' counters: attempted, untracked, and `lost_<reason>` for each reason.
+        kernel: the probes' counters: attempted, untracked, skipped_runs, and `lost_<reason>` for each reason.
         received: events read from the ring by this process.
         published: events acknowledged by Kafka.
         spooled: events in the spool now.
@@ -37,7 +37,7 @@ class Counts:
     batches: Mapping[int, int]
 
     def lost(self) -> dict[str, int]:
-        """Return events lost in the kernel by reason: ring_full, socket_map_full, name_ring_full."""
+        """Return events lost in the kernel by reason: the counters of enum podwire_counter."""
         return {
             name.removeprefix(LOST): count for name, count in self.kernel.items() if name.startswith(LOST)
         }
@@ -71,6 +71,7 @@ def encode(schema_id: int, origin: Origin, tier: str, counts: Counts, interval: 
         "spooled": counts.spooled,
         "lost": counts.lost(),
         "untracked": counts.kernel["untracked"],
+        "skipped_runs": counts.kernel.get("skipped_runs", 0),
         "clock_error_us": interval.clock_error_us,
         "batches": {str(partition): count for partition, count in sorted(counts.batches.items())},
         "last": interval.last,

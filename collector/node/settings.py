@@ -66,6 +66,24 @@ class ProbeSettings(PodwireSettings):
         description="milliseconds between two readings of the ring; shorter when it fills fast",
     )
 
+    existing: bool = Field(
+        True, description="tell of connections that were open before the probes, as EXISTING"
+    )
+    progress_interval_s: float = Field(
+        60.0,
+        ge=0,
+        le=86_400,
+        description="seconds between two PROGRESS events of a connection, which may come a fourth of it late; "
+        "0 for none",
+    )
+    walk_events_max: int = Field(
+        1000,
+        ge=1,
+        le=100_000,
+        description="EXISTING and PROGRESS events made per reading of the ring, each, so that many long-lived "
+        "connections make no burst",
+    )
+
     @field_validator("object", mode="before")
     @classmethod
     def _no_path(cls, value: Any) -> Any:
@@ -100,6 +118,9 @@ class ProbeSettings(PodwireSettings):
             filters=self._filters(),
             pin_dir=pin_dir,
             tier=self.tier,
+            existing=self.existing,
+            progress_interval_s=self.progress_interval_s,
+            walk_events_max=self.walk_events_max,
         )
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from collector.errors import AbiError, ObjectMissingError, VerifierError
-from collector.node.core import BpfObject, LoadPlan, last_useful_line
+from collector.node.core import BpfObject, LoadPlan
+from collector.node.load_errors import last_useful_line
 from collector.node.probes import DEFAULT_OBJECT
 
 if TYPE_CHECKING:

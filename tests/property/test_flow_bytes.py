@@ -45,6 +45,7 @@ def half_records(draw: st.DrawFn, type_: str, role: str) -> dict[str, Any]:
         "local_address": draw(ADDRESS),
         "remote_address": draw(st.one_of(ADDRESS, st.just(halves.ip("10.96.0.10")))),
         "comm": draw(st.binary(max_size=15)),
+        "progress_seq": draw(st.integers(0, 2**31 - 1)) if type_ == "PROGRESS" else 0,
         "remote_port": draw(st.one_of(PORT, st.just(80))),
         "errno": draw(st.integers(0, 200)),
         **{name: draw(st.none() | INT) for name in ("port", "pid")},
@@ -62,10 +63,13 @@ def half_records(draw: st.DrawFn, type_: str, role: str) -> dict[str, Any]:
 def events(draw: st.DrawFn) -> list[dict[str, Any]]:
     """Draw one side or both sides of one life-cycle event."""
     client, server = draw(
-        st.sampled_from([("CONNECT", "ACCEPT"), ("CLOSE", "CLOSE"), ("EXISTING", "EXISTING")])
+        st.sampled_from(
+            [("CONNECT", "ACCEPT"), ("CLOSE", "CLOSE"), ("EXISTING", "EXISTING"), ("PROGRESS", "PROGRESS")]
+        )
     )
     both = [draw(half_records(client, "CLIENT")), draw(half_records(server, "SERVER"))]
-    return draw(st.sampled_from([both, both[:1], both[1:]]))
+    one = [both[:1], both[1:]]
+    return draw(st.sampled_from(one if client == "PROGRESS" else [both, *one]))
 
 
 def builder() -> FlowBuilder:
@@ -128,6 +132,5 @@ def test_flow_carries_each_side_as_its_half_told_it(records: list[dict[str, Any]
             assert decoded[f"{side}_{name}"] == record[name], name
         assert decoded[f"{side}_observer"] == ("node-1" if side in sides else None)
     first = sides.get("client") or sides["server"]
-    assert [decoded[n] for n in ("errno", "handshake_us", "duration_us")] == [
-        first[n] for n in ("errno", "handshake_us", "duration_us")
-    ]
+    shared = ("errno", "handshake_us", "duration_us", "progress_seq")
+    assert [decoded[name] for name in shared] == [first[name] for name in shared]
