@@ -30,23 +30,6 @@ struct destination { /* the heads of struct sockaddr_in and sockaddr_in6 */
 	struct in6_addr v6;
 };
 
-/* These say that the call was wrong or came too late, not that a peer can't be had. */
-static __always_inline int is_about_the_call(int error)
-{
-	switch (error) {
-	case EINTR:
-	case EBADF:
-	case EFAULT:
-	case ENOTSOCK:
-	case EAFNOSUPPORT:
-	case EISCONN:
-	case EALREADY:
-	case EINPROGRESS:
-		return 1;
-	}
-	return error > ERRNO_MAX;
-}
-
 static __always_inline void fill_failed_route(struct podwire_event *entry, struct sock *sk,
 					      const struct destination *to)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Judgements that need no kernel memory: addresses, and what a CLOSE means. Values in, values out, so that the CO-RE
+ * Judgements that need no kernel memory: addresses, what a CLOSE means and which errors count. Values in, values out, so that the CO-RE
  * tiers (lifecycle.h) and BCC (podwire.bcc.c) share them. The includer brings types, errno and TCP states.
  */
 #ifndef PODWIRE_JUDGE_H
@@ -27,6 +27,23 @@ static __always_inline int is_loopback(const __u8 *address)
 	if (words[2] == bpf_htonl(0xffff))
 		return address[12] == LOOPBACK_NET;
 	return !words[2] && words[3] == bpf_htonl(1);
+}
+
+/* These say that the call was wrong or came too late, not that a peer can't be had. */
+static __always_inline int is_about_the_call(int error)
+{
+	switch (error) {
+	case EINTR:
+	case EBADF:
+	case EFAULT:
+	case ENOTSOCK:
+	case EAFNOSUPPORT:
+	case EISCONN:
+	case EALREADY:
+	case EINPROGRESS:
+		return 1;
+	}
+	return error > ERRNO_MAX;
 }
 
 /*
