@@ -31,7 +31,13 @@ DOORS = {
     },
     "faust": {"enricher/app.py"},
     "kubernetes": {"collector/cluster/source.py"},
-    "ctypes": {"collector/node/core.py", "collector/node/memory.py", "podwire/demo/workload.py"},
+    "bcc": {"collector/node/bcc_compile.py"},
+    "ctypes": {
+        "collector/node/bcc_compile.py",
+        "collector/node/core.py",
+        "collector/node/memory.py",
+        "podwire/demo/workload.py",
+    },
 }
 
 

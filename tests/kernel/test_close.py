@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -146,7 +147,10 @@ def test_crossing_fins_are_closed_by_both(
         )
     dialler.close()
     accepted.close()
-    for namespace in (client, server):
-        namespace.run("nft", "delete table ip t")
+    opening = [  # at the same time: a FIN that is sent again between the two would acknowledge the other
+        subprocess.Popen(["ip", "netns", "exec", namespace.name, "nft", "delete", "table", "ip", "t"])
+        for namespace in (client, server)
+    ]
+    assert [process.wait() for process in opening] == [0, 0]
     client_close, server_close = closes(watch)
     assert verdict(client_close) == verdict(server_close) == (ClosedBy.BOTH, 0, 0)

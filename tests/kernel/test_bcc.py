@@ -1,0 +1,198 @@
+"""The bcc tier: the other tiers' life cycle tests on probes that BCC compiles here, and what is BCC's own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from collector.errors import BccError, MemlockError, VerifierError
+from collector.node import bcc
+from collector.node.abi import ClosedBy, EventType, Owner, Role
+from collector.node.probes import ProbeOptions, Probes
+from tests.kernel import (
+    test_close,
+    test_failed,
+    test_filters,
+    test_lifecycle,
+    test_losses,
+    test_nat,
+    test_owner,
+)
+from tests.kernel.node import Watch, text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from collector.node.ring import Records
+    from tests.kernel.node import Namespace
+
+NEEDS_FRESH_PROBES = {"test_open_connections_of_before_are_untracked"}
+OTHER_TIERS = {"test_tp_btf_tier_tells_accept_at_establishment"}
+for _module in (test_lifecycle, test_close, test_failed, test_owner, test_losses, test_nat):
+    globals().update(
+        {
+            name: value
+            for name, value in vars(_module).items()
+            if name not in globals() and not name.startswith("_") and name not in OTHER_TIERS
+        }
+    )
+open_filtered = test_filters.open_filtered
+test_network_namespace_that_is_left_out_costs_nothing = (
+    test_filters.test_network_namespace_that_is_left_out_costs_nothing
+)
+test_own_connections_cost_nothing = test_filters.test_own_connections_cost_nothing
+test_cgroup_that_is_left_out_costs_nothing = test_filters.test_cgroup_that_is_left_out_costs_nothing
+
+no_kprobes = pytest.mark.skipif(not bcc.KPROBES.exists(), reason="the kernel has no kprobes")
+
+
+class Since:
+    """The shared probes, but for connections that began before: inodes of removed namespaces come again."""
+
+    def __init__(self, probes: bcc.BccProbes) -> None:
+        self._probes = probes
+        self._since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the shared probes have."""
+        return getattr(self._probes, name)
+
+    def read(self, records_max: int) -> Records:
+        """Return the next events of connections that began since."""
+        events = self._probes.read(records_max)
+        return events[np.maximum(events["start_ns"], events["established_ns"]) >= self._since_ns]
+
+
+@pytest.fixture(scope="module")
+def shared_probes() -> Iterator[bcc.BccProbes]:
+    """Probes with the usual options, compiled once: it takes a minute in a guest."""
+    if not Path("/usr/lib/python3/dist-packages/bcc").is_dir():
+        pytest.skip("python3-bpfcc is not installed")
+    probes = bcc.open(ProbeOptions(state_dir=None))
+    yield probes
+    probes.close()
+
+
+@pytest.fixture
+def open_probes(
+    shared_probes: bcc.BccProbes, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., bcc.BccProbes | Since]]:
+    """Return the shared probes; or probes of its own to a test that wants other options."""
+    opened: list[bcc.BccProbes] = []
+
+    def start(**options: object) -> bcc.BccProbes | Since:
+        if options or request.node.name in NEEDS_FRESH_PROBES:
+            opened.append(bcc.open(ProbeOptions(state_dir=None, **options)))
+            return opened[-1]
+        return Since(shared_probes)
+
+    yield start
+    for probes in opened:
+        probes.close()
+
+
+@no_kprobes
+@pytest.mark.parametrize(
+    ("address", "error"), [("192.0.2.1", errno.ENETUNREACH), ("2001:db8::1", errno.ENETUNREACH)]
+)
+def test_failed_route_is_told_once(watch: Watch, client: Namespace, address: str, error: int) -> None:
+    """No transition tells of it: the connect call's return value does, with the address that was dialled."""
+    with pytest.raises(OSError, match="unreachable"):
+        client.connect(address, 4711)
+    event = watch.one(EventType.CONNECT_FAILED, Role.CLIENT)
+    assert event["error"] == error
+    assert event["owner"] == Owner.PROCESS
+    assert event["tgid"] == os.getpid()
+    assert text(event["remote_address"]).removeprefix("::ffff:") == address
+    assert event["remote_port"] == 4711
+    assert event["closed_by"] == ClosedBy.NONE
+
+
+@no_kprobes
+def test_full_tier_refuses_nothing(shared_probes: bcc.BccProbes) -> None:
+    """Where kprobes are allowed every edge is attached."""
+    assert shared_probes.refused == {}
+
+
+def test_port_and_network_that_are_left_out_cost_nothing(
+    open_filtered: Callable[..., Watch], client: Namespace, server: Namespace
+) -> None:
+    """Two filters at once, as each of them takes a compilation."""
+    watch = open_filtered(not_ports=str(test_filters.LEFT_OUT), not_cidrs="fd91:1::/64")
+    test_filters.talk(client, server, test_filters.V4, test_filters.LEFT_OUT)
+    test_filters.talk(client, server, test_filters.V6, test_filters.FOLLOWED)
+    test_filters.expect_only_followed(watch, client, server)
+
+
+def test_tier_is_opened_by_its_name(
+    client: Namespace, server: Namespace, shared_probes: bcc.BccProbes
+) -> None:
+    """`Probes.open` gives the same, and says why it is not a better tier."""
+    probes = Probes.open(ProbeOptions(state_dir=None, tier="bcc"))
+    try:
+        watch = Watch(probes, client, server)
+        test_losses.talk(client, server, "10.91.1.2", 1)
+        watch.count(EventType.CLOSE, None, 2)
+        assert probes.tier == "bcc"
+        assert probes.refused["tp_btf"] == "the settings ask for bcc"
+    finally:
+        probes.close()
+
+
+@pytest.mark.parametrize("python", ["/nonexistent/python3", sys.executable], ids=["no-python", "no-package"])
+def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, python: str) -> None:
+    """The system's Python, or python3-bpfcc for it."""
+    monkeypatch.setattr(bcc, "PYTHON", python)
+    with pytest.raises(BccError, match="apt-get install python3-bpfcc"):
+        bcc.open(ProbeOptions(state_dir=None))
+
+
+def test_missing_headers_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Neither the running kernel's nor, with BTF, another's."""
+    for name in ("MODULES", "SOURCES", "KERNEL_ARCHIVE"):
+        monkeypatch.setattr(bcc, name, tmp_path / "none")
+    with pytest.raises(BccError, match=r"no headers of the kernel .*apt-get install linux-headers"):
+        bcc.open(ProbeOptions(state_dir=None))
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "error", "message"),
+    [
+        ("int state_first(", "intt state_first(", BccError, "error: unknown type name 'intt'"),
+        (
+            "return transition(context->args[0], context->args[1], context->args[2], 0);",
+            "return *(int *)context->args[0];",
+            VerifierError,
+            "state_first.*invalid mem access",
+        ),
+    ],
+    ids=["compiler", "verifier"],
+)
+def test_refusal_has_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+    shared_probes: bcc.BccProbes,
+    good: str,
+    bad: str,
+    error: type[Exception],
+    message: str,
+) -> None:
+    """One line of what the compiler or the verifier said."""
+    text = bcc.source_text()
+    assert good in text
+    monkeypatch.setattr(bcc, "source_text", lambda: text.replace(good, bad))
+    with pytest.raises(error, match=message) as caught:
+        bcc.open(ProbeOptions(state_dir=None))
+    assert len(str(caught.value)) < 400
+
+
+def test_ring_that_the_kernel_refuses_is_told(shared_probes: bcc.BccProbes) -> None:
+    """Which map, and what to change."""
+    with pytest.raises(MemlockError, match=r"events.*make ring_bytes smaller"):
+        bcc.open(ProbeOptions(state_dir=None, ring_bytes=1 << 40))
