@@ -68,6 +68,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--fetch-only", action="store_true", help="fetch the kernels and name them, boot none"
     )
     parser.add_argument(
+        "--with-compiler", action="store_true", help="put BCC and the kernel's headers into the guests"
+    )
+    parser.add_argument(
         "command", nargs="*", help="what to run in the checkout's copy; default: the kernel tests"
     )
     options = parser.parse_args(arguments)
@@ -92,7 +95,12 @@ def _column(kernel: fetch.Kernel, cgroup: guest.Cgroup, options: argparse.Namesp
 
     try:
         result = guest.run(
-            kernel, options.command, cgroup=cgroup, timeout_seconds=options.timeout, on_line=hear
+            kernel,
+            options.command,
+            cgroup=cgroup,
+            timeout_seconds=options.timeout,
+            on_line=hear,
+            with_compiler=options.with_compiler,
         )
     except guest.GuestError as error:
         show(str(error))

@@ -86,6 +86,18 @@ def kernel(line: str, *, refresh: bool = False) -> Kernel:
     return Kernel(line, release, folder)
 
 
+def unpacked(packages: list[str], scratch: Path) -> Path:
+    """Fetch packages and return the one tree that they were unpacked into, below `scratch`.
+
+    Raises:
+        FetchError: apt failed, or has no lists yet.
+    """
+    apt = _Apt(BUILD / "apt")
+    if not apt.has_lists():
+        apt.update()
+    return apt.unpacked(packages, scratch)
+
+
 def newest(line: str, package_names: set[str]) -> str | None:
     """Return the highest release of the version line among the names of packages; None when there is none."""
     releases = [match[1] for name in package_names if (match := _IMAGE.fullmatch(name))]

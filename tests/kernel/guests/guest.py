@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tests.kernel.guests import cpio, image
+from tests.kernel.guests import compiler, cpio, image
 from tests.kernel.guests.fetch import BUILD
 
 if TYPE_CHECKING:
@@ -60,12 +60,16 @@ def run(
     cgroup: Cgroup = "v2",
     timeout_seconds: float = 300,
     on_line: Callable[[str], None] = lambda _: None,
+    with_compiler: bool = False,
 ) -> Result:
     """Run `argv` as root in the checkout's copy in a guest; `on_line` gets each line of its output as it comes.
+
+    `with_compiler` adds BCC and the kernel's headers, and memory for them.
 
     Raises:
         GuestError: the kernel died, or the command did not end in time.
         ImageError: QEMU, a program or a package for the guest is missing.
+        FetchError: the kernel's headers can't be had.
     """
     if shutil.which(QEMU) is None:
         raise image.ImageError(f"{QEMU} is missing: apt-get install qemu-system-x86")
@@ -78,9 +82,15 @@ def run(
                 shutil.copyfileobj(layer, out, 1 << 20)
             command = cpio.File("/command", f"exec {shlex.join(argv)}\n".encode())
             cpio.write(out, [*image.kernel_entries(kernel.folder), *image.checkout_entries(), command])
+            if with_compiler:
+                cpio.write(out, compiler.entries(kernel))
         started = time.monotonic()
         output, exit_code, timed_out = converse(
-            _qemu(kernel, initrd, console, cgroup), timeout_seconds, on_line
+            _qemu(
+                kernel, initrd, console, cgroup, compiler.MEMORY_MBYTES if with_compiler else MEMORY_MBYTES
+            ),
+            timeout_seconds,
+            on_line,
         )
         seconds = time.monotonic() - started
         if exit_code is None:
@@ -90,11 +100,11 @@ def run(
         return Result(exit_code, output, seconds)
 
 
-def _qemu(kernel: Kernel, initrd: Path, console: Path, cgroup: Cgroup) -> list[str]:
+def _qemu(kernel: Kernel, initrd: Path, console: Path, cgroup: Cgroup, memory_mbytes: int) -> list[str]:
     return [
         *("setpriv", "--pdeathsig", "KILL", "--"),  # a guest does not outlive a killed caller
         *(QEMU, "-nodefaults", "-display", "none", "-no-reboot", "-nic", "none"),
-        *("-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", str(MEMORY_MBYTES)),
+        *("-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", str(memory_mbytes)),
         *("-serial", f"file:{console}"),
         *("-chardev", "stdio,id=output,signal=off", "-serial", "chardev:output"),
         *("-kernel", str(kernel.folder / "vmlinuz"), "-initrd", str(initrd)),
