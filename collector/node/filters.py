@@ -1,18 +1,20 @@
 """Filters of the probes: what a setting's text means, and what the kernel's maps hold for it.
 
-Pure, but for `Filters.map_contents`, which asks the file system for inodes. Never loads. Called by settings.py, which
-checks the texts, and by probes.py.
+Pure, but for `Filters.map_contents`, which asks /proc and the file system for inodes. Never loads. Called by
+settings.py, which checks the texts, and by plan.py.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import os
 import struct
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from collector.errors import SettingsError
-from collector.node.abi import Filter
+from collector.node.abi import Controller, Filter
+from collector.node.cgroup_paths import choose_hierarchy
 
 PORT_MAX = 65_535
 IPV4_BITS, IPV6_BITS = 32, 128
@@ -120,8 +122,33 @@ def netns_keys(item: str) -> list[bytes]:
 
 
 def cgroup_keys(item: str) -> list[bytes]:
-    """Return the key of a cgroup's folder: its inode is its id in the kernel (fs/kernfs)."""
-    return [struct.pack("<Q", _inode(item))]
+    """Return the key of a cgroup's folder: its inode is its id in the kernel (fs/kernfs).
+
+    SettingsError when it is a folder of another hierarchy than the probes ask: ids are unique in one only.
+    """
+    inode = _inode(item)
+    controller, _ = choose_hierarchy(Path("/proc/self/cgroup").read_text(encoding="utf-8"))
+    devices = hierarchy_devices(Path("/proc/self/mountinfo").read_text(encoding="utf-8"), controller)
+    if Path(item).stat().st_dev not in devices:
+        name = "version 2" if controller is Controller.DEFAULT else controller.name.lower()
+        raise SettingsError(
+            f"A filter names {item}, which is no cgroup of the hierarchy {name}.",
+            "name the folder of the same cgroup below that hierarchy's mount.",
+        )
+    return [struct.pack("<Q", inode)]
+
+
+def hierarchy_devices(mountinfo: str, controller: Controller) -> set[int]:
+    """Return the devices of the hierarchy that the probes ask, by the text of /proc/self/mountinfo."""
+    devices = set()
+    for line in mountinfo.splitlines():
+        fields_of_mount, _, rest = line.partition(" - ")
+        kind, _, options = rest.split(" ", 2)
+        mine = kind == "cgroup2" if controller is Controller.DEFAULT else kind == "cgroup"
+        if mine and (kind == "cgroup2" or controller.name.lower() in options.split(",")):
+            major, minor = fields_of_mount.split()[2].split(":")
+            devices.add(os.makedev(int(major), int(minor)))
+    return devices
 
 
 def _inode(path: str) -> int:

@@ -7,10 +7,8 @@ never publishes. Called by the node collector's run loop and by the kernel tests
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -19,25 +17,28 @@ import structlog
 
 from collector.errors import BccError, CapabilityError, NoBtfError, SettingsError, VerifierError
 from collector.node import core, tiers
-from collector.node.abi import ABI_VERSION, Counter
-from collector.node.cgroup_paths import choose_hierarchy
+from collector.node.abi import Counter
 from collector.node.cgroups import Cgroups, Journal
-from collector.node.existing import Walks, sees_all_processes
+from collector.node.existing import Walks
 from collector.node.filters import Filters
 from collector.node.pins import PinFolder
+from collector.node.plan import (
+    FIND_EXISTING,
+    NOTE_SELF,
+    PINNED_MAPS,
+    PINNED_NOTE_SELF,
+    SWEEP,
+    identity_of,
+    kept_names,
+    pinned_names,
+    plan_of,
+)
 from collector.node.ring import EventRing, NameRing
 
 if TYPE_CHECKING:
     from collector.node.ring import Records
 
 DEFAULT_OBJECT = Path(__file__).resolve().parents[2] / "build/bpf/podwire.bpf.o"
-NOTE_SELF = "note_self"
-UNATTACHED_PROGRAMS = (NOTE_SELF,)
-"""Loaded to be run, or attached by others."""
-PINNED_NOTE_SELF = f"program_{NOTE_SELF}"
-PINNED_MAPS = ("events", "names", "counters")
-SWEEP, FIND_EXISTING, RECEIVE = "sweep", "find_existing", "receive"
-SOCKET_COOKIE_SINCE = (5, 12)
 KNOWN_PER_NAMED = 8
 """We remember so many times more cgroups than the kernel remembers having told."""
 PAGE_BYTES = 4096
@@ -158,8 +159,8 @@ class Probes:
             return None
         better: dict[str, str] = {}
         for tier in candidates:
-            plan = _plan(options, environment, tier)
-            if pins.holds(identity_of(plan), _pinned_names(plan)):
+            plan = plan_of(options, environment, tier)
+            if pins.holds(identity_of(plan), pinned_names(plan)):
                 return cls._adopt(options, tiers.Tier(tier.name, tier.refused | better), plan, pins)
             better[tier.name] = "the probes that an earlier collector left are of another tier"
         _log.warning("pins_replaced", reason="incomplete, or of another object, ABI, tier or settings")
@@ -169,7 +170,7 @@ class Probes:
     @classmethod
     def _adopt(cls, options: ProbeOptions, tier: tiers.Tier, plan: core.LoadPlan, pins: PinFolder) -> Probes:
         folder = pins.subfolder(identity_of(plan))
-        descriptors = {name: core.open_pinned(folder / name) for name in _kept_names(plan)}
+        descriptors = {name: core.open_pinned(folder / name) for name in kept_names(plan)}
         if options.filter_own:
             note_self = core.open_pinned(folder / PINNED_NOTE_SELF)
             core.run_program(note_self)
@@ -195,7 +196,7 @@ class Probes:
                 if tier.name == "bcc":
                     probes = _open_bcc(options, wanted=options.tier == "bcc")
                 else:
-                    probes = cls._load(options, tier, _plan(options, environment, tier), pins)
+                    probes = cls._load(options, tier, plan_of(options, environment, tier), pins)
             except (CapabilityError, VerifierError) as error:
                 if tier is candidates[-1]:
                     raise
@@ -326,15 +327,8 @@ def _open_bcc(options: ProbeOptions, *, wanted: bool) -> Probes:
     """Return BCC's probes, which answer like these; on a kernel without BTF, that is why nothing works."""
     from collector.node import bcc  # noqa: PLC0415 (only nodes without BTF need it)
 
-    if options.filters != Filters():
-        raise SettingsError(
-            "Tier bcc filters loopback only.", "remove the filters by ports, CIDRs, netns and cgroups."
-        )
     try:
-        probes = bcc.open(options)
-        if options.filter_own:
-            probes.refused["filter_own"] = "tier bcc filters loopback only"
-        return cast("Probes", probes)
+        return cast("Probes", bcc.open(options))
     except BccError as error:
         if wanted:
             raise
@@ -343,60 +337,3 @@ def _open_bcc(options: ProbeOptions, *, wanted: bool) -> Probes:
             f"The kernel shows no type information ({tiers.BTF_FILE} is missing or not readable), and: {reason}",
             f"run a kernel built with CONFIG_DEBUG_INFO_BTF, as all current distributions are, or {error.action}",
         ) from error
-
-
-def _plan(options: ProbeOptions, environment: tiers.Environment, tier: tiers.Tier) -> core.LoadPlan:
-    controller, hierarchy = choose_hierarchy(Path("/proc/self/cgroup").read_text(encoding="utf-8"))
-    filters = options.filters.map_contents()
-    programs = tiers.programs(tier.name, environment) + ((NOTE_SELF,) if options.filter_own else ())
-    iterators: dict[str, str | None] = {SWEEP: "sockets"}
-    if options.existing and sees_all_processes():
-        iterators[FIND_EXISTING] = None
-    elif options.existing:
-        programs += (RECEIVE,)
-    return core.LoadPlan(
-        object_path=options.object_path,
-        programs=programs,
-        unattached=UNATTACHED_PROGRAMS,
-        iterators=iterators,
-        map_entries={
-            "events": options.ring_bytes,
-            "names": options.names_ring_bytes,
-            "sockets": options.sockets_max,
-            "named_cgroups": options.cgroups_max,
-            **{name: len(entries) for name, entries in filters.items()},
-        },
-        options={
-            "cgroup_controller": controller,
-            "cgroup_hierarchy": hierarchy,
-            "accept_edge": tier.name != "tp_btf",
-            "connect_edge": tiers.connect_edge(tier.name),
-            "filter_loopback": options.filter_loopback,
-            "filter_own": options.filter_own,
-            **options.filters.modes(),
-            "socket_cookie_helper": environment.release >= SOCKET_COOKIE_SINCE,
-            "progress_interval_ms": round(1000 * options.progress_interval_s),
-        },
-        map_contents=filters,
-    )
-
-
-def _kept_names(plan: core.LoadPlan) -> list[str]:
-    """Return what a collector holds open, as it is named in the pin folder: maps, programs, links to iterators."""
-    programs = [f"program_{program}" for program in plan.attached()]
-    return [*PINNED_MAPS, *programs, *(f"link_{iterator}" for iterator in plan.iterators)]
-
-
-def _pinned_names(plan: core.LoadPlan) -> set[str]:
-    """Return what must be pinned for a collector to take the probes over."""
-    links = {f"link_{program}" for program in plan.attached()}
-    return {*_kept_names(plan), *links} | ({PINNED_NOTE_SELF} if NOTE_SELF in plan.programs else set())
-
-
-def identity_of(plan: core.LoadPlan) -> str:
-    """Return what must be equal for a collector to take over probes: ABI, object and everything set in it."""
-    digest = hashlib.blake2b(digest_size=12)
-    digest.update(plan.object_path.read_bytes() if plan.object_path.is_file() else b"")
-    settings = asdict(replace(plan, object_path=Path())) | {"object_path": "", "abi": ABI_VERSION}
-    digest.update(json.dumps(settings, sort_keys=True, default=bytes.hex).encode())
-    return digest.hexdigest()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
 import pytest
 
 from collector.errors import SettingsError
-from collector.node.abi import Filter
+from collector.node.abi import Controller, Filter
 from collector.node.core import LoadPlan
-from collector.node.filters import Filters
-from collector.node.probes import identity_of
+from collector.node.filters import Filters, hierarchy_devices
+from collector.node.plan import identity_of
 from collector.node.settings import parse_print
 
 OUT, ONLY = struct.pack("<I", Filter.OUT), struct.pack("<I", Filter.ONLY)
@@ -42,14 +43,35 @@ def test_networks_are_v6_prefixes() -> None:
 
 
 def test_paths_become_inodes(tmp_path: Path) -> None:
-    """Namespaces are 32 bits wide, cgroup ids 64."""
-    contents = Filters(only_netns=f"4026531840,{tmp_path}", not_cgroups=str(tmp_path)).map_contents()
+    """A namespace is named by its inode or by a path that has it."""
+    contents = Filters(only_netns=f"4026531840,{tmp_path}").map_contents()
     inode = tmp_path.stat().st_ino
     assert contents["filter_netns"] == (
         (struct.pack("<I", 4026531840), ONLY),
         (struct.pack("<I", inode), ONLY),
     )
-    assert contents["filter_cgroups"] == ((struct.pack("<Q", inode), OUT),)
+
+
+def test_folder_that_is_no_cgroup_of_the_hierarchy_is_refused(tmp_path: Path) -> None:
+    """Its inode could be the id of some other cgroup."""
+    with pytest.raises(SettingsError, match="no cgroup of the hierarchy"):
+        Filters(not_cgroups=str(tmp_path)).map_contents()
+
+
+MOUNTS = """\
+22 27 0:21 / /proc rw,relatime - proc proc rw
+36 31 0:33 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+37 31 0:34 / /sys/fs/cgroup/cpu rw,relatime shared:7 - cgroup cgroup rw,cpuacct,cpu
+41 31 0:40 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+"""
+
+
+@pytest.mark.parametrize(
+    ("controller", "minor"), [(Controller.MEMORY, 33), (Controller.CPU, 34), (Controller.DEFAULT, 40)]
+)
+def test_hierarchy_is_recognised_by_its_device(controller: Controller, minor: int) -> None:
+    """Controllers that are mounted together share one."""
+    assert hierarchy_devices(MOUNTS, controller) == {os.makedev(0, minor)}
 
 
 def test_mode_says_whether_others_are_let_in() -> None:
