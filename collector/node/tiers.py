@@ -32,7 +32,8 @@ CALL_EVENTS = ("sys_exit_accept", "sys_exit_accept4", "sys_enter_connect", "sys_
 PARANOID_MAX = 2
 """Above this, Debian's kernels refuse perf_event_open to all but CAP_SYS_ADMIN."""
 STATE_PROGRAMS = ("state_first", "state_second")
-CALL_PROGRAMS = ("accept_exit", "accept4_exit", "connect_enter", "connect_exit")
+ACCEPT_CALL_PROGRAMS = ("accept_exit", "accept4_exit")
+CONNECT_CALL_PROGRAMS = ("connect_enter", "connect_exit")
 ACCEPT_PROGRAMS = {2: "fexit_accept", 4: "fexit_accept_4"}
 """Tier fentry: by the number of arguments of inet_csk_accept, which is 2 since 6.10."""
 
@@ -191,9 +192,12 @@ def programs(tier: TierName, environment: Environment) -> tuple[str, ...]:
             return (*STATE_PROGRAMS, accept, *(f"fexit_connect{family}" for family in families))
         case "kprobe":
             probes = (f"{kind}_connect{family}" for family in families for kind in ("kretprobe", "kprobe"))
-            return (*STATE_PROGRAMS, "kretprobe_accept", *probes)
+            # Callers that wait in accept use up the kernel's return probes, 10 or twice the CPUs; then the system
+            # calls tell. What both see is told once.
+            calls = ACCEPT_CALL_PROGRAMS if environment.tracefs else ()
+            return (*STATE_PROGRAMS, "kretprobe_accept", *calls, *probes)
         case "tracepoint":
-            return STATE_PROGRAMS + CALL_PROGRAMS
+            return STATE_PROGRAMS + ACCEPT_CALL_PROGRAMS + CONNECT_CALL_PROGRAMS
     return STATE_PROGRAMS
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,6 +27,8 @@ CORE_TIERS = [name for name in tiers.NAMES if name != "bcc"]
 SEES_URING = ("fentry", "kprobe")
 TELLS_FAILED_ROUTES = [name for name in CORE_TIERS if name != "tp_btf"]
 PORT = 7070
+WAITING = 64
+SYS_ACCEPT4 = "288"
 
 
 @pytest.fixture
@@ -87,6 +91,40 @@ def test_accepting_process_is_told_at_accept(
     accept = watch.one(EventType.ACCEPT)
     assert (accept["tgid"], bytes(accept["comm"]).rstrip(b"\0")) == (process.pid, b"taker")
     dialler.close()
+
+
+@pytest.mark.parametrize("tier", [name for name in CORE_TIERS if name != "tp_btf"])
+def test_accept_is_told_while_many_others_wait(
+    open_tier: Callable[[str], Probes], client: Namespace, server: Namespace, tier: str
+) -> None:
+    """Callers blocked in accept hold the kernel's return probes: more of them than there are take nothing away."""
+    watch = Watch(open_tier(tier), client, server)
+    quiet, busy = server.listen("10.91.1.2"), server.listen("10.91.1.2")
+    quiet.settimeout(None)
+    waiting = [threading.Thread(target=fails, args=(quiet.accept,)) for _ in range(WAITING)]
+    for thread in waiting:
+        thread.start()
+    until(lambda: blocked_threads() >= WAITING, "all threads in accept")
+    dialler = client.connect("10.91.1.2", busy.getsockname()[1])
+    accepted, _ = busy.accept()
+    assert watch.one(EventType.ACCEPT)["tgid"] == os.getpid()
+    quiet.shutdown(socket.SHUT_RDWR)
+    for thread in waiting:
+        thread.join()
+    dialler.close()
+    accepted.close()
+
+
+def fails(call: Callable[[], object]) -> None:
+    """Call what ends with an error."""
+    with pytest.raises(OSError, match="Invalid argument"):
+        call()
+
+
+def blocked_threads() -> int:
+    """Return how many of our threads wait in accept4."""
+    calls = (task / "syscall" for task in Path("/proc/self/task").iterdir())
+    return sum(call.read_text().split()[0] == SYS_ACCEPT4 for call in calls)
 
 
 @pytest.mark.parametrize("tier", CORE_TIERS)

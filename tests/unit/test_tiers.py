@@ -92,6 +92,12 @@ def test_kernel_without_ipv6_gets_no_programs_for_it(tier: TierName) -> None:
     assert "6" in "".join(programs(tier, ROOT))
 
 
+def test_kprobes_are_backed_by_the_accept_tracepoints_where_there_are_some() -> None:
+    """Return probes run out while many callers wait in accept."""
+    assert "accept4_exit" in programs("kprobe", ROOT)
+    assert "accept4_exit" not in programs("kprobe", replace(ROOT, tracefs=None))
+
+
 def test_state_programs_belong_to_every_core_tier() -> None:
     """One event machine for all."""
     for tier in NAMES[:-1]:
