@@ -80,7 +80,7 @@ def node_metrics() -> Iterable[Any]:
     """Yield the node collector's families."""
     counts = NodeCounts(dict.fromkeys(KERNEL_COUNTERS, 0), 0, 0, 0, {})
     shown = NodeMetrics("", "")
-    shown.update(Snapshot(counts, 0, 0, 0, 0, 0, 0.0, 0))
+    shown.update(Snapshot(counts, 0, 0, 0, 0, 0, 0, 0.0, 0))
     yield from shown.registry.collect()
 
 

@@ -95,11 +95,13 @@ class Cgroups:
     Attributes:
         known_max: how many cgroups are remembered; above it the longest unasked are forgotten. Must be well above
             the kernel's own memory of what it told (`named_cgroups`).
+        told_again: names that came although they were known: the kernel's memory of what it told is too small.
         journal_error: why a name could not be kept for a successor; None while all could. Costs nothing now.
     """
 
     def __init__(self, journal: Journal, known_max: int, host_netns: Iterable[int] = ()) -> None:
         self.known_max = known_max
+        self.told_again = 0
         self.journal_error: str | None = None
         self._journal = journal
         self._known: dict[int, tuple[str, Owner]] = {}
@@ -124,6 +126,7 @@ class Cgroups:
         except OSError as error:
             self.journal_error = str(error)
         for cgroup, path in paths.items():
+            self.told_again += cgroup in self._known
             self._known.pop(cgroup, None)
             self._known[cgroup] = (path, owner_of(path))
         while len(self._known) > self.known_max:

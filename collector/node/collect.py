@@ -53,6 +53,10 @@ class EventRing(Ring, Protocol):
 class Cgroups(Protocol):
     """What is known about cgroups and network namespaces, always ahead of the events."""
 
+    @property
+    def told_again(self) -> int:
+        """Names that came although they were known."""
+
     def owners_of(self, events: Events) -> Owners:
         """Return who owns each event."""
 
@@ -170,6 +174,7 @@ class NodeCollector:
             spool_unreadable_files=self._spool.unreadable_files,
             spool_used_bytes=self._spool.used_bytes,
             retries=totals.retries,
+            names_told_again=self._probes.cgroups.told_again,
             ring_use_ratio=ring.used_bytes() / ring.size_bytes,
             clock_error_us=self._clock.error_us,
         )

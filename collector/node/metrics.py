@@ -34,6 +34,7 @@ class Snapshot:
         spool_unreadable_files: spool files set aside.
         spool_used_bytes: size of the spool's files.
         retries: batches that had to be sent again.
+        names_told_again: cgroup names that the kernel had forgotten to have told.
         ring_use_ratio: share of the events ring that is not given back to the kernel, 0 to 1.
         clock_error_us: bound of the clock's reading error.
     """
@@ -44,6 +45,7 @@ class Snapshot:
     spool_unreadable_files: int
     spool_used_bytes: int
     retries: int
+    names_told_again: int
     ring_use_ratio: float
     clock_error_us: int
 
@@ -66,6 +68,11 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Snapshot], int]], ...] = (
         "skipped_runs",
         "probe runs that the kernel left out, which bounds the transitions that were not shown",
         lambda s: s.counts.kernel.get("skipped_runs", 0),
+    ),
+    (
+        "repeated_names",
+        "cgroup names told again, because the probes' memory of told ones dropped them: raise PODWIRE_CGROUPS_MAX",
+        lambda s: s.names_told_again,
     ),
     ("retried_batches", "batches that were sent again after a failed delivery", lambda s: s.retries),
     ("spool_set_aside_files", "spool files that could not be used", lambda s: s.spool_unreadable_files),

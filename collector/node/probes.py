@@ -118,6 +118,7 @@ class Probes:
         self._names = NameRing(descriptors["names"], options.names_ring_bytes)
         self._counters = descriptors["counters"]
         self._descriptors = descriptors
+        self._programs = {name: number for name, number in descriptors.items() if "program_" in name}
         find = descriptors.get(f"link_{FIND_EXISTING}")
         self._walks = Walks(
             find_existing=None if find is None else partial(core.start_iterator, find),
@@ -272,11 +273,7 @@ class Probes:
         """
         names = [counter.name.lower() for counter in Counter if counter is not Counter.COUNTERS]
         counts = dict(zip(names, core.sum_over_cpus(self._counters, len(names)), strict=True))
-        skipped = {
-            name: core.skipped_runs(descriptor)
-            for name, descriptor in self._descriptors.items()
-            if name.startswith("program_")
-        }
+        skipped = {name: core.skipped_runs(number) for name, number in self._programs.items()}
         both = min(skipped.pop(f"program_{program}") for program in tiers.STATE_PROGRAMS)
         return counts | {"skipped_runs": both + sum(skipped.values())}
 

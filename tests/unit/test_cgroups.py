@@ -82,6 +82,14 @@ def test_restored_memory_knows_what_was_told(cgroups: Cgroups, tmp_path: Path) -
     assert again.lookup(np.array([7], np.uint64))[0].tobytes() == POD
 
 
+def test_name_that_comes_again_is_counted(cgroups: Cgroups) -> None:
+    """The kernel drops the least recently used of what it told; that is seen by what it tells again."""
+    cgroups.learn(told((7, pod_path()), (8, b"/a")))
+    assert cgroups.told_again == 0
+    cgroups.learn(told((7, pod_path())))
+    assert cgroups.told_again == 1
+
+
 def test_journal_of_another_boot_is_not_believed(cgroups: Cgroups, tmp_path: Path) -> None:
     """Ids start anew with the kernel."""
     cgroups.learn(told((7, pod_path())))

@@ -120,6 +120,16 @@ def test_close_carries_counters_and_measured_round_trips() -> None:
     assert (never["rtt_us"], never["rtt_min_us"]) == (None, None)
 
 
+@pytest.mark.parametrize(("kind", "name"), [(5, "EXISTING"), (6, "PROGRESS")])
+def test_open_connection_carries_counters_so_far(kind: int, name: str) -> None:
+    """EXISTING and PROGRESS have bytes and round trips; only PROGRESS has a number; neither has an end."""
+    event = decoded_one(type=kind, bytes_sent=7, rtt_us=80, progress_seq=3, established_ns=0, flags=8)
+    assert (event["type"], event["outcome"], event["closed_by"]) == (name, "ESTABLISHED", "NONE")
+    assert (event["bytes_sent"], event["rtt_us"]) == (7, 80)
+    assert event["progress_seq"] == (3 if name == "PROGRESS" else 0)
+    assert (event["established_unix_us"], event["handshake_us"], event["duration_us"]) == (None, None, None)
+
+
 def test_owner_without_process_has_no_process_fields() -> None:
     """What was not seen in process context is null, even where the kernel left bytes behind."""
     event = decoded_one(owner=3)
