@@ -12,6 +12,7 @@ import secrets
 import select
 import signal
 import sys
+import time
 import uuid
 from dataclasses import dataclass
 from functools import cache
@@ -102,6 +103,7 @@ def print_events(probes: Probes, printer: Printer, ended: Callable[[float], bool
     """
     printed, wait_s = 0, 0.0
     while not ended(wait_s):
+        probes.tend(time.monotonic())
         count = printer.print_some(probes)
         wait_s = 0.0 if count == RECORDS_MAX else interval_s
         printed += count

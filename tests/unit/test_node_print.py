@@ -97,6 +97,10 @@ class FakeProbes:
         """Return none."""
         return no_owners(len(made))
 
+    def tend(self, _: float) -> int:
+        """Have nothing to tell."""
+        return 0
+
     def path(self, cgroup: int) -> None:
         """Return none."""
 
