@@ -118,7 +118,7 @@ static __always_inline void accept_early(__u64 sk)
 	struct podwire_event entry = {};
 	__u8 state = 0;
 
-	READ(state, sk, SK_STATE);
+	READ_AT(state, sk, SK_STATE);
 	if (state != TCP_SYN_RECV || u16_at(sk, SK_PROTOCOL) != PROTOCOL_TCP)
 		return;
 	entry.role = PODWIRE_SERVER;

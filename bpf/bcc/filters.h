@@ -77,7 +77,6 @@ static __always_inline int cgroup_left_out(__u64 cgroup)
 
 	if (!node)
 		return 0;
-#pragma unroll
 	for (level = 0; level < CGROUP_DEPTH_MAX; level++) {
 		id = u64_at(node, NODE_ID);
 		rule = filter_cgroups.lookup(&id);

@@ -74,13 +74,13 @@ enum layout {
 	SOCKET_SK = offsetof(struct socket, sk),
 };
 
-#define READ(target, base, offset) bpf_probe_read_kernel(&(target), sizeof(target), (void *)((base) + (offset)))
+#define READ_AT(target, base, offset) bpf_probe_read_kernel(&(target), sizeof(target), (void *)((base) + (offset)))
 
 static __always_inline __u64 u64_at(__u64 base, __u64 offset)
 {
 	__u64 value = 0;
 
-	READ(value, base, offset);
+	READ_AT(value, base, offset);
 	return value;
 }
 
@@ -88,7 +88,7 @@ static __always_inline __u32 u32_at(__u64 base, __u64 offset)
 {
 	__u32 value = 0;
 
-	READ(value, base, offset);
+	READ_AT(value, base, offset);
 	return value;
 }
 
@@ -96,7 +96,7 @@ static __always_inline __u16 u16_at(__u64 base, __u64 offset)
 {
 	__u16 value = 0;
 
-	READ(value, base, offset);
+	READ_AT(value, base, offset);
 	return value;
 }
 

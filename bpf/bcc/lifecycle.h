@@ -12,10 +12,10 @@ static __always_inline void fill_tuple(struct podwire_event *entry, __u64 sk)
 	__u32 v4[2] = {};
 
 	if (u16_at(sk, SK_FAMILY) == FAMILY_V6) {
-		READ(entry->local_address, sk, SK_V6_LOCAL);
-		READ(entry->remote_address, sk, SK_V6_REMOTE);
+		READ_AT(entry->local_address, sk, SK_V6_LOCAL);
+		READ_AT(entry->remote_address, sk, SK_V6_REMOTE);
 	} else {
-		READ(v4, sk, SK_V4_REMOTE_LOCAL);
+		READ_AT(v4, sk, SK_V4_REMOTE_LOCAL);
 		map_v4(entry->local_address, v4[1]);
 		map_v4(entry->remote_address, v4[0]);
 	}

@@ -15,7 +15,6 @@ static __always_inline int tell_name(__u64 node, __u64 id)
 	__builtin_memset(name, 0, sizeof(*name));
 	name->cgroup_id = id;
 	name->cgroup_hierarchy = CGROUP_HIERARCHY;
-#pragma unroll
 	for (level = 0; level < PODWIRE_CGROUP_LEVELS; level++) {
 		if (!node)
 			break;
