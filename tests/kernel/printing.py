@@ -19,6 +19,8 @@ from typing import Any
 from tests.kernel.node import until
 
 ROOT = Path(__file__).parents[2]
+START_DEADLINE_S = 120
+"""Python, numpy and the verifier take their time in an emulated guest."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Printing:
             return next((line for line in self.logs if line["event"] == event), None)
 
         try:
-            line: dict[str, Any] = until(found, event)
+            line: dict[str, Any] = until(found, event, START_DEADLINE_S)
         except AssertionError as error:
             raise AssertionError(f"no {event} in {self.logs}") from error
         return line
@@ -117,7 +119,7 @@ class Printing:
 
     def wait(self) -> int:
         """Return the exit status once everything was read."""
-        status = self.process.wait(30)
+        status = self.process.wait(START_DEADLINE_S)
         for reader in self._readers:
             reader.join()
         return status

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from schemas import codec
-from tests.kernel.printing import Printing, Surrounding, environment
+from tests.kernel.printing import START_DEADLINE_S, Printing, Surrounding, environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -130,7 +130,7 @@ def test_reader_that_leaves_ends_it_well(client: Namespace, server: Namespace) -
         process.stdout.close()
         connect_and_close(client, server)
         assert "reader_gone" in process.stderr.read()
-        assert process.wait(30) == 0
+        assert process.wait(START_DEADLINE_S) == 0
     finally:
         process.kill()
         process.stderr.close()

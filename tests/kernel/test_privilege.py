@@ -38,7 +38,7 @@ def readable_by_all(*places: Path) -> str:
             if not folder.stat().st_mode & 0o1:
                 inside.setdefault(folder, []).append(place)
                 break
-    lines = ["mount -t tmpfs none /mnt"]
+    lines = ["mount -t tmpfs none /mnt"] if inside else []
     for closed, hidden in inside.items():
         stages = {place: f"/mnt/{place.name}{number}" for number, place in enumerate(hidden)}
         lines += [f"mkdir {stage} && mount --bind {place} {stage}" for place, stage in stages.items()]
@@ -302,6 +302,7 @@ def test_doctored_object_is_said(
     check_refusal(start(Surrounding(), "--object", str(doctored), "--tier", "tp_btf"), error, *words)
 
 
+@pytest.mark.skipif(not DOCUMENT.exists(), reason="needs docs/, which guests have not")
 def test_every_row_is_published() -> None:
     """The operator's table has the rows that are tested."""
     text = DOCUMENT.read_text()
