@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 NO_POD = b"\x00" * 16
 NO_CONTAINER = b"\x00" * 32
 _OWNERS_KNOWN = frozenset((4, 6))  # PROCESS, CGROUP as they stand in the bytes
+_POD_ADDRESS = frozenset(("IP_AT_TIME", "IP_AMBIGUOUS"))
 _CACHE = 100_000
 
 
@@ -89,15 +90,17 @@ class Resolver:
         self._networks = networks
 
     def own(self, half: Half) -> Resolution:
-        """Return who the half's own side was: by its cgroup, else as a process of its node, else by address."""
+        """Return who the half's own side was: by its cgroup, else by its address, else a process of its node."""
         data = half.data
         identity = data[POD_UID]
         node = half.header.node
         if identity != NO_POD:
             return self._by_identity(identity, data[CONTAINER_ID], node)
-        if data[OWNER_AT] in _OWNERS_KNOWN:
-            return resolution("NODE", node=node)
         found = self.at(data[LOCAL], half.event_unix_us)
+        if data[OWNER_AT] in _OWNERS_KNOWN:
+            if found.kind in _POD_ADDRESS:
+                return found  # a process that entered the pod's network from outside, as nsenter does
+            return resolution("NODE", node=node, provisional=found.provisional)
         if found.kind in {"EXTERNAL", "UNRESOLVED"}:
             reason = found.reason or "NO_OWNER_AT_TIME"
             return resolution("UNRESOLVED", reason=reason, node=node, provisional=found.provisional)

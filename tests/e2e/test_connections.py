@@ -181,7 +181,9 @@ def test_burst_of_connections_is_complete(shop: Shop) -> None:
         for flow in found[one["port"]]:
             check_client(flow, shop.client, "burst", one)
             check_server(flow, shop.servers)
-    assert 'podwire_node_lost_events_total{reason="ring_full"} 0.0' in shop.services.processes["node"].metrics()
+    assert (
+        'podwire_node_lost_events_total{reason="ring_full"} 0.0' in shop.services.processes["node"].metrics()
+    )
 
 
 def test_new_pod_is_named_from_its_first_connection(shop: Shop) -> None:
