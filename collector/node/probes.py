@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from collector.node.ring import Records
 
 DEFAULT_OBJECT = Path(__file__).resolve().parents[2] / "build/bpf/podwire.bpf.o"
-STATE_PROGRAMS = ("state_first", "state_second")
+STATE_PROGRAMS = ("state_1", "state_2", "state_3", "state_4")  # copies; see transition in bpf/lifecycle.h
 ACCEPT_PROGRAMS = ("accept_exit", "accept4_exit")
 PINNED_MAPS = ("events", "names", "counters")
 SOCKET_COOKIE_SINCE = (5, 12)
+PREEMPTIBLE_SINCE = (6, 18)
 KNOWN_PER_NAMED = 8
 """We remember so many times more cgroups than the kernel remembers having told."""
 PAGE_BYTES = 4096
@@ -223,9 +224,10 @@ def _cgroups(options: ProbeOptions) -> Cgroups:
 def _plan(options: ProbeOptions, environment: tiers.Environment, tier: tiers.Tier) -> core.LoadPlan:
     controller, hierarchy = choose_hierarchy(Path("/proc/self/cgroup").read_text(encoding="utf-8"))
     edge = tier.name == "tracepoint"
+    state_programs = STATE_PROGRAMS if environment.release >= PREEMPTIBLE_SINCE else STATE_PROGRAMS[:2]
     return core.LoadPlan(
         object_path=options.object_path,
-        programs=STATE_PROGRAMS + ACCEPT_PROGRAMS if edge else STATE_PROGRAMS,
+        programs=state_programs + (ACCEPT_PROGRAMS if edge else ()),
         map_entries={
             "events": options.ring_bytes,
             "names": options.names_ring_bytes,
@@ -266,6 +268,7 @@ def _load_and_attach(
                 f"The kernel refused the probes: {error.strerror}.",
                 "run as root, or with the capabilities BPF and PERFMON; the tier auto needs no tracefs.",
             ) from error
-        less = replace(plan, programs=STATE_PROGRAMS, options=plan.options | {"accept_edge": False})
+        less_programs = tuple(name for name in plan.programs if name not in ACCEPT_PROGRAMS)
+        less = replace(plan, programs=less_programs, options=plan.options | {"accept_edge": False})
         return _load_and_attach(less, tiers.Tier("tp_btf", {"tracepoint": str(error.strerror)}), forced=False)
     return loaded, tier
