@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 NO_POD = b"\x00" * 16
 NO_CONTAINER = b"\x00" * 32
 _OWNERS_KNOWN = frozenset((4, 6))  # PROCESS, CGROUP as they stand in the bytes
-_POD_ADDRESS = frozenset(("IP_AT_TIME", "IP_AMBIGUOUS"))
 _CACHE = 100_000
 
 
@@ -96,11 +95,11 @@ class Resolver:
         node = half.header.node
         if identity != NO_POD:
             return self._by_identity(identity, data[CONTAINER_ID], node)
-        found = self.at(data[LOCAL], half.event_unix_us)
         if data[OWNER_AT] in _OWNERS_KNOWN:
-            if found.kind in _POD_ADDRESS:
-                return found  # a process that entered the pod's network from outside, as nsenter does
-            return resolution("NODE", node=node, provisional=found.provisional)
+            # A process that entered a pod's network from outside, as with nsenter, talks from the pod's address.
+            owners = self._history.owners(data[LOCAL], half.event_unix_us)
+            return _among(owners, half.event_unix_us) if owners else resolution("NODE", node=node)
+        found = self.at(data[LOCAL], half.event_unix_us)
         if found.kind in {"EXTERNAL", "UNRESOLVED"}:
             reason = found.reason or "NO_OWNER_AT_TIME"
             return resolution("UNRESOLVED", reason=reason, node=node, provisional=found.provisional)

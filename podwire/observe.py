@@ -210,8 +210,11 @@ def run(
     try:
         end = {partition: high for partition, (_, high) in reader.bounds().items()}
         if since_text is not None:
-            start = reader.offsets_at(since(since_text, int(time.time() * 1000)))
-            past = [flow for flow in reader.span(start, end) if wanted.matches(flow)]
+            since_ms = since(since_text, int(time.time() * 1000))
+            span = reader.span(reader.offsets_at(since_ms), end)
+            past = [
+                flow for flow in span if flow["event_unix_us"] >= since_ms * 1000 and wanted.matches(flow)
+            ]
             past.sort(key=lambda flow: int(flow["event_unix_us"]))
             shown = past if last is None else past[-last:]
         else:
