@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import structlog
 
+from bench.machine import machine
 from collector import kafka
 from collector.node.batches import Batcher
 from collector.node.clock import measure
@@ -39,13 +39,6 @@ from tests.node_events import ORIGIN, SyntheticProbes, events, no_owners
 RATES_PER_SECOND = (1_000, 100_000, 300_000)
 FEED_SECONDS = 0.01
 PARTITIONS = 4
-
-
-def machine() -> str:
-    """Return what this machine calls itself: CPU, count, kernel."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(models)} x {models[0] if models else platform.machine()}, Linux {platform.release()}"
 
 
 def traffic(count: int, seed: int) -> np.ndarray:

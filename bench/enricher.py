@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
+from bench.machine import machine
 from enricher import raw
 from enricher.flow import FlowBuilder, Moment
 from enricher.history import History
@@ -191,14 +191,6 @@ class Lab:
         self.process.wait(30)
         self._log.close()
         self._broker.stop()
-
-
-def machine() -> str:
-    """Return processor, processors, kernel and Python."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    model = names[0] if names else platform.machine()
-    return f"{model}, {os.cpu_count()} CPUs, Linux {platform.release()}, Python {platform.python_version()}"
 
 
 def main() -> None:

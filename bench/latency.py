@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -18,6 +17,7 @@ import threading
 import time
 from pathlib import Path
 
+from bench.machine import machine
 from podwire.demo.lab import Port
 from podwire.flows import FlowReader
 from schemas.registry import CatalogIds
@@ -83,7 +83,7 @@ def main() -> None:
             print(f"run {number}: p50 {p50s[-1]:.0f} ms, p99 {p99s[-1]:.0f} ms", file=sys.stderr, flush=True)
     result = {
         "bench": "latency",
-        "machine": f"{platform.processor() or platform.machine()}, {platform.release()}, 2 shared cores",
+        "machine": machine(),
         "connections_per_run": given.connections,
         "runs": given.runs,
         "p50_ms": [round(f(p50s), 1) for f in (min, statistics.median, max)],

@@ -74,6 +74,12 @@ static __always_inline int is_open(const struct podwire_event *entry)
 	return entry->established_ns || entry->flags & PODWIRE_OPEN_UNSEEN;
 }
 
+static __always_inline int same_connection(const struct podwire_event *one, const struct podwire_event *other)
+{
+	return one->role == other->role && one->client_isn == other->client_isn && one->server_isn == other->server_isn &&
+	       one->local_port == other->local_port && one->remote_port == other->remote_port;
+}
+
 /* An entry that outlived its socket: its end was not seen, and the kernel has given the address away again. */
 static __always_inline void forget_stale(const struct podwire_event *entry)
 {
@@ -135,6 +141,7 @@ static __always_inline void connect_begins(struct sock *sk, const struct tcp_soc
 		.closed_by = PODWIRE_CLOSED_NONE,
 		.rtt_min_us = -1,
 	};
+	struct podwire_event *known;
 	__u64 key = (__u64)sk;
 
 	if (options.connect_edge == PODWIRE_EDGE_ENTERED && owned)
@@ -143,13 +150,16 @@ static __always_inline void connect_begins(struct sock *sk, const struct tcp_soc
 	if (filtered(&entry))
 		return;
 	entry.socket_cookie = cookie_of(sk);
+	known = bpf_map_lookup_elem(&sockets, &key);
+	if (known && !is_open(known) && known->socket_cookie == entry.socket_cookie)
+		return; /* another copy was here */
+	forget_stale(known);
 	if (owned ? current_left_out() : socket_left_out(sk))
 		entry.type = SILENT;
 	else if (owned)
 		own_by_process(&entry);
 	else
 		own_by_cgroup(&entry, sk);
-	forget_stale(bpf_map_lookup_elem(&sockets, &key));
 	remember(key, &entry);
 }
 
@@ -177,8 +187,9 @@ static __always_inline void connect_failed(struct podwire_event *entry, const st
 
 /* Usually in softirq, before any process has the socket: ACCEPT waits for the accept call, if that is watched. */
 static __always_inline void passive_open(struct sock *sk, const struct tcp_sock *tcp,
-					 const struct podwire_event *accepted_early, __u64 now_ns)
+					 const struct podwire_event *known, __u64 now_ns)
 {
+	const struct podwire_event *accepted_early = known && !is_open(known) ? known : 0;
 	struct podwire_event entry = {
 		.established_ns = now_ns,
 		.role = PODWIRE_SERVER,
@@ -199,6 +210,11 @@ static __always_inline void passive_open(struct sock *sk, const struct tcp_sock 
 	if (filtered(&entry))
 		return;
 	fill_isn(&entry, tcp);
+	if (known && is_open(known)) {
+		if (same_connection(known, &entry))
+			return; /* another copy was here */
+		forget_stale(known);
+	}
 	entry.socket_cookie = cookie_of(sk);
 	if (!accepted_early && socket_left_out(sk))
 		entry.type = SILENT;
@@ -214,11 +230,7 @@ static __always_inline void established(struct sock *sk, const struct tcp_sock *
 	__u64 key = (__u64)sk, now_ns = bpf_ktime_get_boot_ns();
 	struct podwire_event *entry = bpf_map_lookup_elem(&sockets, &key);
 
-	if (entry && is_open(entry)) {
-		forget_stale(entry);
-		entry = 0;
-	}
-	if (entry && entry->role == PODWIRE_CLIENT)
+	if (entry && entry->role == PODWIRE_CLIENT && !is_open(entry))
 		connected(entry, sk, tcp, now_ns);
 	else if (old_state == TCP_SYN_RECV)
 		passive_open(sk, tcp, entry, now_ns);
@@ -284,7 +296,7 @@ static __always_inline void count_untracked(const struct sock *sk, const struct 
 		count(PODWIRE_UNTRACKED);
 }
 
-static __always_inline void closed(const struct sock *sk, const struct tcp_sock *tcp, int old_state, int owned)
+static __always_inline void closed(const struct sock *sk, const struct tcp_sock *tcp, int old_state, int owned, int first)
 {
 	unsigned long flags = sk->__sk_common.skc_flags;
 	int peer_done = flags >> SOCK_DONE & 1;
@@ -292,7 +304,8 @@ static __always_inline void closed(const struct sock *sk, const struct tcp_sock 
 	struct podwire_event *entry = bpf_map_lookup_elem(&sockets, &key);
 
 	if (!entry) {
-		count_untracked(sk, tcp, old_state);
+		if (first) /* the others find no entry because the first one deleted it */
+			count_untracked(sk, tcp, old_state);
 		return;
 	}
 	if (entry_opened(entry, sk, tcp, old_state)) {
@@ -311,39 +324,19 @@ static __always_inline void closed(const struct sock *sk, const struct tcp_sock 
 /* ---- the machine ---- */
 
 /*
- * The kernel skips a program that already runs on the same CPU (since 6.1; kernel/trace/bpf_trace.c, __bpf_trace_run), so an
- * interrupt that comes while a state program runs for a process would hide all transitions of the softirqs that it
- * brings: measured, batches of up to 64. Therefore two programs on one hook: whichever of the two is interrupted,
- * the other one still runs inside. The first stamps what it has handled, and the second handles only what has no
- * stamp. Interrupted transitions have owned = 1, interrupting ones owned = 0, so their stamps do not meet.
+ * Runs several times per transition, once in each copy of the program, and does its work once: every stage sees in
+ * the socket's entry what has been done. A socket's transitions follow each other under its lock.
+ *
+ * Why copies: the kernel skips a program that already runs on the same CPU (since 5.13; kernel/trace/bpf_trace.c,
+ * __bpf_trace_run). One copy alone would miss what an interrupt brings while it runs for a process: measured, up to 64
+ * transitions in a row. Two copies suffice where programs can't be preempted, since softirqs do not nest. From 6.18
+ * on they may be (tracepoints no longer disable preemption), and several tasks of one CPU be inside: more copies.
  */
-static __always_inline int first_time(struct sock *sk, int old_state, int new_state, __u32 owned, int second)
-{
-	struct stamp *last;
-
-	owned = !!owned;
-	last = bpf_map_lookup_elem(&handled, &owned);
-	if (!last)
-		return 0;
-	if (!second) {
-		last->sk = (__u64)sk;
-		last->old_state = old_state;
-		last->new_state = new_state;
-		return 1;
-	}
-	if (last->sk != (__u64)sk || last->old_state != old_state || last->new_state != new_state)
-		return 1;
-	last->sk = 0;
-	return 0;
-}
-
-static __always_inline void transition(struct sock *sk, int old_state, int new_state, int second)
+static __always_inline void transition(struct sock *sk, int old_state, int new_state, int first)
 {
 	int owned = sk->sk_lock.owned;
 	const struct tcp_sock *tcp;
 
-	if (!first_time(sk, old_state, new_state, owned, second))
-		return;
 	tcp = bpf_skc_to_tcp_sock(sk);
 	if (!tcp)
 		return;
@@ -358,7 +351,7 @@ static __always_inline void transition(struct sock *sk, int old_state, int new_s
 	case TCP_CLOSING:
 		return closing(sk, tcp, old_state, new_state, owned);
 	case TCP_CLOSE:
-		return closed(sk, tcp, old_state, owned);
+		return closed(sk, tcp, old_state, owned, first);
 	}
 }
 

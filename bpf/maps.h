@@ -111,23 +111,6 @@ struct {
 	__type(value, __u64);
 } counters SEC(".maps");
 
-struct stamp {
-	__u64 sk;
-	__u32 old_state;
-	__u32 new_state;
-};
-
-/*
- * The last transition that the first state program has handled on this CPU, by `sk_lock.owned`; see first_time.
- * Inserts and reads: first_time. Deletes: nobody.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 2);
-	__type(key, __u32);
-	__type(value, struct stamp);
-} handled SEC(".maps");
-
 /*
  * A connect call under way, by pid_tgid; least recently used first, because an exit can be missed.
  * Inserts: connect_entered, connect_failed. Reads: connect_begins, connect_returned. Deletes: connect_returned.

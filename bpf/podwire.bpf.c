@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /*
- * Entry points of the CO-RE tiers. User space attaches both state programs always, and the edges of one tier
- * (collector/node/tiers.py); it loads no others.
- *
- * Two programs on one hook, so that an interrupt during one of them hides nothing: see first_time.
+ * Entry points of the CO-RE tiers. User space attaches two or four of the state programs, which are copies (see
+ * `transition` for why), and the edges of one tier (collector/node/tiers.py); it loads no others.
  */
 #include "kernel_types.h"
 #include <bpf/bpf_core_read.h>
@@ -23,16 +21,30 @@
 char podwire_license[] SEC("license") = "Dual BSD/GPL";
 
 SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(state_first, struct sock *sk, int old_state, int new_state)
+int BPF_PROG(state_1, struct sock *sk, int old_state, int new_state)
+{
+	transition(sk, old_state, new_state, 1);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(state_2, struct sock *sk, int old_state, int new_state)
 {
 	transition(sk, old_state, new_state, 0);
 	return 0;
 }
 
 SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(state_second, struct sock *sk, int old_state, int new_state)
+int BPF_PROG(state_3, struct sock *sk, int old_state, int new_state)
 {
-	transition(sk, old_state, new_state, 1);
+	transition(sk, old_state, new_state, 0);
+	return 0;
+}
+
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(state_4, struct sock *sk, int old_state, int new_state)
+{
+	transition(sk, old_state, new_state, 0);
 	return 0;
 }
 

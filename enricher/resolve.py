@@ -89,14 +89,16 @@ class Resolver:
         self._networks = networks
 
     def own(self, half: Half) -> Resolution:
-        """Return who the half's own side was: by its cgroup, else as a process of its node, else by address."""
+        """Return who the half's own side was: by its cgroup, else by its address, else a process of its node."""
         data = half.data
         identity = data[POD_UID]
         node = half.header.node
         if identity != NO_POD:
             return self._by_identity(identity, data[CONTAINER_ID], node)
         if data[OWNER_AT] in _OWNERS_KNOWN:
-            return resolution("NODE", node=node)
+            # A process that entered a pod's network from outside, as with nsenter, talks from the pod's address.
+            owners = self._history.owners(data[LOCAL], half.event_unix_us)
+            return _among(owners, half.event_unix_us) if owners else resolution("NODE", node=node)
         found = self.at(data[LOCAL], half.event_unix_us)
         if found.kind in {"EXTERNAL", "UNRESOLVED"}:
             reason = found.reason or "NO_OWNER_AT_TIME"

@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> int:
 
     topics = (catalog.RAW, catalog.FLOWS, catalog.DEADLETTER, *metadata.TOPICS)
     kafka.wait_for_topics(settings.bootstrap, topics, waiting)
-    worker = _assemble(settings, _schema_ids(settings), exporting, waiting)
+    worker = _assemble(settings, _schema_ids(settings, waiting), exporting, waiting)
     try:
         worker.run()
     except SystemExit as ended:
@@ -84,8 +84,8 @@ def _unhealthy(waiting: Waiting) -> str | None:
     return None if waiting.what is None else f"waiting for {waiting.what}"
 
 
-def _schema_ids(settings: Settings) -> SchemaIds:
-    ids = registry.connect(settings.registry_url or None)
+def _schema_ids(settings: Settings, waiting: Waiting) -> SchemaIds:
+    ids = registry.connect(settings.registry_url, waiting)
     try:
         for topic in (catalog.RAW, catalog.FLOWS, catalog.DEADLETTER, *metadata.TOPICS):
             ids.id_of(topic)

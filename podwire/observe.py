@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SIDES = ("client", "server")
 RECORD_TYPES = ("OPEN", "EXISTING", "CLOSE", "FAILED", "PROGRESS")
 LAST_DEFAULT = 20
+SECOND_US = 1_000_000
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 COLOURS = {"OPEN": 32, "CLOSE": 36, "FAILED": 31, "EXISTING": 34, "PROGRESS": 90}
 UNSURE = ("UNRESOLVED", "IP_AMBIGUOUS")
@@ -150,7 +151,7 @@ def _figures(flow: Flow) -> Iterator[str]:
 
 
 def _span(us: int) -> str:
-    return f"{us / 1000:.1f}ms" if us < 1_000_000 else f"{us / 1e6:.1f}s"
+    return f"{us / 1000:.1f}ms" if us < SECOND_US else f"{us / 1e6:.1f}s"
 
 
 def _first(*values: int | None) -> int | None:
@@ -205,12 +206,15 @@ def run(
     line = FORMATS[output]
     colour = sys.stdout.isatty() and output != "json"
     stop = _Stop()
-    reader = FlowReader(bootstrap, registry.connect(registry_url))
+    reader = FlowReader(bootstrap, registry.connect(registry_url or "", _unreachable))
     try:
         end = {partition: high for partition, (_, high) in reader.bounds().items()}
         if since_text is not None:
-            start = reader.offsets_at(since(since_text, int(time.time() * 1000)))
-            past = [flow for flow in reader.span(start, end) if wanted.matches(flow)]
+            since_ms = since(since_text, int(time.time() * 1000))
+            span = reader.span(reader.offsets_at(since_ms), end)
+            past = [
+                flow for flow in span if flow["event_unix_us"] >= since_ms * 1000 and wanted.matches(flow)
+            ]
             past.sort(key=lambda flow: int(flow["event_unix_us"]))
             shown = past if last is None else past[-last:]
         else:
@@ -235,6 +239,10 @@ def run(
     if reader.unreadable:
         sys.stderr.write(f"podwire observe: {reader.unreadable} messages could not be decoded.\n")
     return 0
+
+
+def _unreachable(what: str) -> None:
+    raise ValueError(f"{what} does not answer")
 
 
 class _Stop:

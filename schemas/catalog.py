@@ -55,7 +55,7 @@ COLLECTOR = Topic("podwire.collector.v1", "CollectorReport", 2, "node", 1, "dele
 PODS = Topic("podwire.k8s.pods.v1", "Pod", 3, "uid", 1, "compact", -1)
 SERVICES = Topic("podwire.k8s.services.v1", "Service", 4, "uid", 1, "compact", -1)
 NODES = Topic("podwire.k8s.nodes.v1", "Node", 5, "uid", 1, "compact", -1)
-WATERMARKS = Topic("podwire.k8s.watermarks.v1", "Watermark", 6, "kind", 1, "compact", -1)
+WATERMARKS = Topic("podwire.k8s.watermarks.v1", "Watermark", 6, "cluster/kind", 1, "compact", -1)
 FLOWS = Topic("podwire.flows.v1", "Flow", 7, "flow_id", None, "delete", 7 * DAY_MS)
 DEADLETTER = Topic(
     "podwire.deadletter.v1", "DeadLetter", 8, "topic/partition/offset of the source", 1, "delete", 7 * DAY_MS

@@ -7,15 +7,21 @@ talks to the network.
 from __future__ import annotations
 
 import json
+import socket
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 import fastavro
 
 from schemas import catalog, codec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from schemas.catalog import Topic
+
+CONNECT_SECONDS_MAX = 5.0
 
 
 class UnknownSchemaError(LookupError):
@@ -82,6 +88,25 @@ class RegistryIds:
         return fastavro.parse_schema(json.loads(schema.schema_str))
 
 
-def connect(url: str | None) -> SchemaIds:
-    """Return the ids of the registry at `url`, or the catalog's when it is None."""
-    return RegistryIds(url) if url else CatalogIds()
+def connect(url: str, wait: Callable[[str], None]) -> SchemaIds:
+    """Return the ids of the registry at `url`, or the catalog's when it is empty.
+
+    While the registry does not answer, `wait` is called with what is missing; it decides how long to sleep and what to
+    say, and may raise to give up.
+    """
+    if not url:
+        return CatalogIds()
+    while not _answers(url):
+        wait(f"the schema registry at {url}")
+    return RegistryIds(url)
+
+
+def _answers(url: str) -> bool:
+    """Return whether something accepts connections at the URL's host and port."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), CONNECT_SECONDS_MAX).close()
+    except OSError:
+        return False
+    return True

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 KAFKA_IMAGE = "apache/kafka:4.1.1"
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Let CI fail on a skip: there, nothing that a test needs may be missing."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and exitstatus == 0 and reporter.stats.get("skipped"):
+        reporter.write_line("CI expects no skipped test: see the reasons above", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 class RunningBroker(Protocol):
     """A broker that answers."""
 

@@ -129,7 +129,7 @@ class Publisher:
                 "source": self._source,
             }
             value = codec.encode(catalog.WATERMARKS.schema, record, self._watermark_schema_id)
-            self._produce(catalog.WATERMARKS.name, kind, value, None)
+            self._produce(catalog.WATERMARKS.name, f"{self._cluster}/{kind}", value, None)
 
     def _produce(
         self, topic: str, key: str, value: bytes | None, delivered: Callable[[Any, Any], None] | None

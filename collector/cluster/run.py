@@ -172,7 +172,7 @@ def run(arguments: list[str]) -> int:
     with stop.on_signals():
         web = health.serve(settings.http_host, settings.http_port, metrics.registry, unhealthy)
         try:
-            ids = _schema_ids(settings)
+            ids = _schema_ids(settings, waiting)
             source = _source(settings, stop, metrics)
             with closing(source):
                 publisher, state = _publisher(settings, source.name, ids, stop, metrics)
@@ -190,9 +190,9 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _schema_ids(settings: Settings) -> registry.SchemaIds:
+def _schema_ids(settings: Settings, waiting: Waiting) -> registry.SchemaIds:
     """Return the registry, or the catalog in its place; SchemaIdError when it does not have our schemas."""
-    ids = registry.connect(settings.registry_url or None)
+    ids = registry.connect(settings.registry_url, waiting)
     try:
         for topic in (*catalog.METADATA, catalog.WATERMARKS):
             ids.id_of(topic)

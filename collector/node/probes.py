@@ -274,8 +274,8 @@ class Probes:
         names = [counter.name.lower() for counter in Counter if counter is not Counter.COUNTERS]
         counts = dict(zip(names, core.sum_over_cpus(self._counters, len(names)), strict=True))
         skipped = {name: core.skipped_runs(number) for name, number in self._programs.items()}
-        both = min(skipped.pop(f"program_{program}") for program in tiers.STATE_PROGRAMS)
-        return counts | {"skipped_runs": both + sum(skipped.values())}
+        copies = [skipped.pop(name) for name in list(skipped) if name.startswith("program_state_")]
+        return counts | {"skipped_runs": min(copies) + sum(skipped.values())}
 
     def tend(self, now_s: float) -> int:
         """Ask a little for EXISTING and PROGRESS at monotonic time `now_s`; return how many events were made."""

@@ -6,11 +6,9 @@ state: the loop asks. Called by `node.run`.
 
 from __future__ import annotations
 
-import socket
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import structlog
 
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
     from collector.node.settings import Settings
 
-CONNECT_SECONDS_MAX = 5.0
 DELAY_SECONDS_MIN, DELAY_SECONDS_MAX = 0.1, 2.0
 
 log = structlog.get_logger()
@@ -94,21 +91,8 @@ class StartUp:
 
 def schema_ids(registry_url: str, wait: Callable[[str], None]) -> SchemaIds:
     """Return the ids, waiting for the registry to answer; SchemaIdError when it does not know our schemas."""
-    while registry_url and not _answers(registry_url):
-        wait(f"the schema registry at {registry_url}")
-    known = registry.connect(registry_url or None)
+    known = registry.connect(registry_url, wait)
     try:
         return SchemaIds(known.id_of(catalog.RAW), known.id_of(catalog.COLLECTOR))
     except registry.UnknownSchemaError as error:
         raise SchemaIdError(f"{error}.", "register the schemas, then start again") from error
-
-
-def _answers(url: str) -> bool:
-    """Return whether something accepts connections at the URL's host and port."""
-    parts = urlsplit(url)
-    try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname or "", port), CONNECT_SECONDS_MAX).close()
-    except OSError:
-        return False
-    return True

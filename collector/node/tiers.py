@@ -31,7 +31,10 @@ TRACEFS_FOLDERS = (Path("/sys/kernel/debug/tracing"), Path("/sys/kernel/tracing"
 CALL_EVENTS = ("sys_exit_accept", "sys_exit_accept4", "sys_enter_connect", "sys_exit_connect")
 PARANOID_MAX = 2
 """Above this, Debian's kernels refuse perf_event_open to all but CAP_SYS_ADMIN."""
-STATE_PROGRAMS = ("state_first", "state_second")
+STATE_PROGRAMS = ("state_1", "state_2", "state_3", "state_4")
+"""Copies; see `transition` in bpf/lifecycle.h."""
+PREEMPTIBLE_SINCE = (6, 18)
+"""From here on programs on tracepoints may be preempted, and two copies do not suffice."""
 ACCEPT_CALL_PROGRAMS = ("accept_exit", "accept4_exit")
 CONNECT_CALL_PROGRAMS = ("connect_enter", "connect_exit")
 ACCEPT_PROGRAMS = {2: "fexit_accept", 4: "fexit_accept_4"}
@@ -185,20 +188,21 @@ def _refusal_of_perf_events(environment: Environment) -> str | None:
 def programs(tier: TierName, environment: Environment) -> tuple[str, ...]:
     """Return the programs of bpf/podwire.bpf.c that the tier attaches."""
     families = (4, 6) if environment.ipv6 else (4,)
+    states = STATE_PROGRAMS if environment.release >= PREEMPTIBLE_SINCE else STATE_PROGRAMS[:2]
     match tier:
         case "fentry":
             assert environment.accept_arguments is not None
             accept = ACCEPT_PROGRAMS[environment.accept_arguments]
-            return (*STATE_PROGRAMS, accept, *(f"fexit_connect{family}" for family in families))
+            return (*states, accept, *(f"fexit_connect{family}" for family in families))
         case "kprobe":
             probes = (f"{kind}_connect{family}" for family in families for kind in ("kretprobe", "kprobe"))
             # Callers that wait in accept use up the kernel's return probes, 10 or twice the CPUs; then the system
             # calls tell. What both see is told once.
             calls = ACCEPT_CALL_PROGRAMS if environment.tracefs else ()
-            return (*STATE_PROGRAMS, "kretprobe_accept", *calls, *probes)
+            return (*states, "kretprobe_accept", *calls, *probes)
         case "tracepoint":
-            return STATE_PROGRAMS + ACCEPT_CALL_PROGRAMS + CONNECT_CALL_PROGRAMS
-    return STATE_PROGRAMS
+            return states + ACCEPT_CALL_PROGRAMS + CONNECT_CALL_PROGRAMS
+    return states
 
 
 def connect_edge(tier: TierName) -> ConnectEdge:

@@ -21,6 +21,9 @@ from podwire.demo.errors import BrokerError
 ROOT = Path(__file__).parents[2]
 JARS = ROOT / "build" / "kafka" / "libs"
 LOG4J = ROOT / "deploy" / "kafka" / "log4j2.properties"
+DEMO_PORT = 29092
+"""Where `podwire observe` looks unless it is told otherwise."""
+
 CLUSTER_ID = "podwire-local-kafka-01"
 START_SECONDS_MAX = 90.0
 
@@ -45,10 +48,14 @@ log.segment.delete.delay.ms=1000
 """
 
 
-def free_port() -> int:
-    """Return a TCP port on 127.0.0.1 that was free a moment ago."""
+def free_port(preferred: int = 0) -> int:
+    """Return a TCP port on 127.0.0.1 that was free a moment ago: the preferred one if it was."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections in TIME_WAIT do not count
+        try:
+            probe.bind(("127.0.0.1", preferred))
+        except OSError:
+            return free_port()
         return int(probe.getsockname()[1])
 
 

@@ -10,7 +10,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from podwire.demo.broker import free_port
+from podwire.demo.broker import DEMO_PORT, free_port
 from podwire.demo.errors import BrokerError
 
 FILE = Path(__file__).parents[2] / "docker-compose.yml"
@@ -64,7 +64,7 @@ class ComposeBroker:
     """
 
     def __init__(self) -> None:
-        self._port = free_port()
+        self._port = free_port(DEMO_PORT)
         self.bootstrap = f"127.0.0.1:{self._port}"
 
     def start(self) -> None:

@@ -23,7 +23,7 @@ from confluent_kafka import KafkaException
 
 from podwire import observe, topics
 from podwire.demo import compose, leftovers, mounts, preflight, totals, workload
-from podwire.demo.broker import Broker
+from podwire.demo.broker import DEMO_PORT, Broker, free_port
 from podwire.demo.errors import EXIT_INTERRUPTED, EXIT_NOT_SHOWN, BrokerError, DemoError, LabError
 from podwire.demo.lab import Lab, Pod, Port
 from podwire.demo.processes import ROOT, Process, Services
@@ -218,7 +218,7 @@ def _kafka(stack: ExitStack) -> Kafka:
             print(f"not by Docker ({error}) ... ", end="", flush=True)
         else:
             return kafka
-    kafka = Broker(RUN_FOLDER / "kafka")
+    kafka = Broker(RUN_FOLDER / "kafka", free_port(DEMO_PORT))
     stack.callback(shutil.rmtree, RUN_FOLDER / "kafka" / "data", ignore_errors=True)
     stack.callback(kafka.stop)
     kafka.start()

@@ -159,7 +159,7 @@ class Watcher:
     def watermarks(self) -> dict[str, dict[str, Any]]:
         """Return the watermarks, if they are this cluster's."""
         found, _ = read(self.bootstrap, catalog.WATERMARKS)
-        return {key: one for key, one in found.items() if one and one["cluster"] == self.cluster}
+        return {one["kind"]: one for one in found.values() if one and one["cluster"] == self.cluster}
 
 
 @pytest.fixture

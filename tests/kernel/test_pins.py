@@ -134,7 +134,7 @@ def test_probes_with_other_settings_are_replaced(
 def test_incomplete_pins_are_replaced(open_probes: Callable[..., Probes], pin_dir: Path) -> None:
     """A collector that died while it pinned leaves nothing that is trusted."""
     open_probes(pin_dir=pin_dir).close(detach=False)
-    next(pin_dir.glob("*/link_state_second")).unlink()
+    next(pin_dir.glob("*/link_state_2")).unlink()
     assert not open_probes(pin_dir=pin_dir).reused
 
 

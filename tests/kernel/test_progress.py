@@ -158,10 +158,11 @@ def behind_the_back(probes: Probes, act: Callable[[], object]) -> None:
     """Do something that the state programs are not shown."""
     loaded = probes._loaded
     assert loaded
-    for program in STATE_PROGRAMS:
+    states = [program for program in loaded._links if program in STATE_PROGRAMS]
+    for program in states:
         loaded._library.bpf_link__destroy(loaded._links.pop(program))
     act()
-    for program in STATE_PROGRAMS:
+    for program in states:
         loaded.attach(program)
 
 

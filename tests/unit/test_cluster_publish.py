@@ -120,13 +120,13 @@ def publisher(producer: Producer, stop: Stop | None = None) -> Publisher:
 
 
 def watermarks(messages: list[tuple[str, str, bytes | None]]) -> dict[str, tuple[int, int]]:
-    """Return (complete_until_us, end_offset) of the watermarks among messages, by key."""
+    """Return (complete_until_us, end_offset) of the watermarks among messages, by kind."""
     found = {}
     for topic, key, value in messages:
         if topic == "podwire.k8s.watermarks.v1" and value is not None:
             record = codec.decode("Watermark", value)
-            assert record["kind"] == key
-            found[key] = (record["complete_until_us"], record["end_offset"])
+            assert key == f"{record['cluster']}/{record['kind']}"
+            found[record["kind"]] = (record["complete_until_us"], record["end_offset"])
     return found
 
 

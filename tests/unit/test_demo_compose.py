@@ -75,4 +75,4 @@ def test_compose_file_publishes_the_same_image_on_loopback_only() -> None:
     """The file and the code name one image, and nothing listens on the network."""
     text = compose.FILE.read_text()
     assert f"image: {compose.IMAGE}\n" in text
-    assert '"127.0.0.1:${PODWIRE_KAFKA_PORT:-29092}:29092"' in text
+    assert '"127.0.0.1:${PODWIRE_KAFKA_PORT:-29092}:${PODWIRE_KAFKA_PORT:-29092}"' in text

@@ -320,7 +320,7 @@ def watermark_message(end_offset: int) -> FakeMessage:
     """Return a pods watermark."""
     record = halves.watermark_record(halves.NOW_US, end_offset)
     value = codec.encode("Watermark", record, catalog.WATERMARKS.schema_id)
-    return FakeMessage(catalog.WATERMARKS.name, 0, b"pods", value)
+    return FakeMessage(catalog.WATERMARKS.name, 0, b"c/pods", value)
 
 
 def test_watermark_holds_only_once_the_pods_topic_was_read_that_far() -> None:

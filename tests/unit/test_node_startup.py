@@ -45,7 +45,7 @@ def test_schema_ids_wait_for_the_registry(monkeypatch: pytest.MonkeyPatch) -> No
         def id_of(self, topic: catalog.Topic) -> int:
             return 100 + topic.schema_id
 
-    monkeypatch.setattr(registry, "connect", lambda _: Known())
+    monkeypatch.setattr(registry, "RegistryIds", lambda _: Known())
     server = socket.socket()
     server.bind(("127.0.0.1", 0))
     waited = []
@@ -67,6 +67,6 @@ def test_unknown_schema_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
         def id_of(self, topic: catalog.Topic) -> Any:
             raise registry.UnknownSchemaError(topic.name)
 
-    monkeypatch.setattr(registry, "connect", lambda _: Empty())
+    monkeypatch.setattr(registry, "connect", lambda *_: Empty())
     with pytest.raises(SchemaIdError, match="register the schemas"):
         schema_ids("", pytest.fail)

@@ -85,8 +85,14 @@ def test_static_pod_is_found_by_its_config_hash_on_its_node() -> None:
     assert (found.kind, found.pod and found.pod.name) == ("SOCKET", "pod-6")
 
 
+def test_process_that_entered_a_pods_network_is_named_by_address() -> None:
+    """A process of the node that talks from a pod's address, as with nsenter, is shown under that pod."""
+    found = resolver(history(halves.pod_record(1, "10.0.0.1"))).own(half(pod_uid=resolve.NO_POD))
+    assert (found.kind, found.pod and found.pod.name) == ("IP_AT_TIME", "pod-1")
+
+
 def test_process_outside_pods_is_its_node() -> None:
-    """A known owner in no pod is a process of the node, whatever the address."""
+    """A known owner in no pod, on an address of no pod, is a process of the node."""
     found = resolver(history()).own(half(pod_uid=resolve.NO_POD))
     assert (found.kind, found.node) == ("NODE", "node-1")
 

@@ -101,7 +101,7 @@ def test_kprobes_are_backed_by_the_accept_tracepoints_where_there_are_some() -> 
 def test_state_programs_belong_to_every_core_tier() -> None:
     """One event machine for all."""
     for tier in NAMES[:-1]:
-        assert programs(tier, ROOT)[:2] == ("state_first", "state_second")
+        assert programs(tier, ROOT)[:2] == ("state_1", "state_2")
         assert (connect_edge(tier) == ConnectEdge.NONE) is (tier == "tp_btf")
 
 

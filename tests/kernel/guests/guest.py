@@ -28,7 +28,7 @@ Cgroup = Literal["v2", "hybrid"]
 MEMORY_MBYTES = 1536
 CPU = "max,la57=off"
 PARAMETERS = "console=ttyS0 panic=-1 oops=panic quiet clearcpuid=141"
-"""141 is cx16: QEMU 7.2's cmpxchg16b now and then returns wrong flags, of which 6.12 died in 3 of 10 boots. Only the
+"""141 is cx16: QEMU 7.2's cmpxchg16b now and then returns wrong flags, of which 6.12 died in 3 of 5 boots. Only the
 kernel goes without it; numpy refuses to run on a CPU that has none."""
 QEMU = "qemu-system-x86_64"
 _EXIT = "podwire-guest-exit "
