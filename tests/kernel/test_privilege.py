@@ -280,7 +280,7 @@ def limit_of(folder: Path) -> Path:
             "transition(sk, old_state, new_state, 1);",
             "return *(int *)((char *)sk + old_state);",
             VerifierError,
-            ("refused state_, "out of bounds"),
+            ("refused state_1: ", "out of bounds"),
         ),
     ],
     ids=["another ABI", "refused by the verifier"],
