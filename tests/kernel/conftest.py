@@ -1,4 +1,9 @@
-"""What the kernel tests share: the built object, tracefs, two wired namespaces and probes on the running kernel."""
+"""What the kernel tests share: the built object, tracefs, two wired namespaces and probes on the running kernel.
+
+PODWIRE_TEST_TIER forces the probe tier. With several, separated by commas, tests of scenarios run in each of them and
+others in the best; a tier that the kernel refuses is skipped with its reason. Every run ends with the scenarios'
+outcomes, a line each, which the guests' matrix is made of.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from collector.errors import CapabilityError
 from collector.node.probes import DEFAULT_OBJECT, ProbeOptions, Probes
 from collector.node.tiers import BTF_FILE, read_environment
-from tests.kernel.node import Cgroup, Namespace, Process, Watch, wire
+from tests.kernel.node import Cgroup, Namespace, Process, Since, Watch, wire
+from tests.kernel.scenarios import SCENARIOS
+from tests.kernel.wire import HeldWire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.kernel.scenarios import Scenario
+
+TIERS = os.environ.get("PODWIRE_TEST_TIER", "auto").split(",")
+CELL = "podwire-cell"
 TRACEFS = Path("/sys/kernel/tracing")
 
 
@@ -33,6 +45,68 @@ def kernel() -> Iterator[None]:
     yield
     if mounted:
         subprocess.run(["umount", TRACEFS], check=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marker."""
+    config.addinivalue_line(
+        "markers", "scenario(name): the row of tests/kernel/scenarios.py that the test plays"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests of scenarios in each tier that is asked for, if there are several."""
+    if len(TIERS) > 1 and {"scenario", "probe_tier"} <= set(metafunc.fixturenames):
+        metafunc.parametrize("probe_tier", TIERS, scope="module")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how each scenario ended in each tier."""
+    for outcome in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.getreports(outcome):
+            properties = dict(getattr(report, "user_properties", ()))
+            if name := properties.get("scenario"):
+                tier = "bcc" if "test_bcc" in report.nodeid else properties.get("tier", TIERS[0])
+                terminalreporter.write_line(f"{CELL}\t{tier}\t{outcome}\t{name}")
+
+
+@pytest.fixture
+def scenario(request: pytest.FixtureRequest) -> Scenario:
+    """The row of the table that the test's marker names."""
+    marker = request.node.get_closest_marker("scenario")
+    request.node.user_properties.append(("scenario", marker.args[0]))
+    return SCENARIOS[marker.args[0]]
+
+
+@pytest.fixture(scope="module")
+def probe_tier() -> str:
+    """The tier that probes are opened with, unless a test says another."""
+    return TIERS[0] if len(TIERS) == 1 else "auto"
+
+
+@pytest.fixture(scope="module")
+def shared_core_probes(probe_tier: str) -> Iterator[Callable[[], Probes]]:
+    """Probes for all scenarios of a module, loaded once: in a guest that takes seconds."""
+    opened: list[Probes] = []
+
+    def get() -> Probes:
+        if not opened:
+            opened.append(_open(ProbeOptions(state_dir=None, tier=probe_tier)))
+        return opened[0]
+
+    yield get
+    for probes in opened:
+        probes.close()
+
+
+def _open(options: ProbeOptions) -> Probes:
+    """Open probes; skip where the kernel refuses the tier that the environment asks for."""
+    try:
+        return Probes.open(options)
+    except CapabilityError as error:
+        if options.tier in TIERS:
+            pytest.skip(f"tier {options.tier} refused: {error}")
+        raise
 
 
 @pytest.fixture
@@ -64,14 +138,25 @@ def server(make_namespace: Callable[[str], Namespace], client: Namespace) -> Nam
 
 
 @pytest.fixture
-def open_probes(tmp_path: Path) -> Iterator[Callable[..., Probes]]:
-    """Open probes with some options; they are detached at the end."""
+def open_probes(
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    probe_tier: str,
+    shared_core_probes: Callable[[], Probes],
+) -> Iterator[Callable[..., Probes | Since]]:
+    """Open probes with some options, detached at the end; a scenario without any takes the module's shared ones."""
     opened: list[Probes] = []
+    shares = "scenario" in request.fixturenames
 
-    def start(**options: object) -> Probes:
-        opened.append(Probes.open(ProbeOptions(state_dir=tmp_path / "state", **options)))
+    def start(**options: object) -> Probes | Since:
+        if shares and not options:
+            return Since(shared_core_probes())
+        chosen = ProbeOptions(**{"state_dir": tmp_path / "state", "tier": probe_tier} | options)
+        opened.append(Probes.open(chosen) if "tier" in options else _open(chosen))
         return opened[-1]
 
+    if shares:
+        request.node.user_properties.append(("tier", probe_tier))
     yield start
     for probes in opened:
         probes.close()
@@ -81,6 +166,17 @@ def open_probes(tmp_path: Path) -> Iterator[Callable[..., Probes]]:
 def watch(open_probes: Callable[..., Probes], client: Namespace, server: Namespace) -> Watch:
     """Probes of the best tier, watching client and server."""
     return Watch(open_probes(), client, server)
+
+
+@pytest.fixture
+def held_wire(
+    make_namespace: Callable[[str], Namespace],
+) -> Iterator[tuple[HeldWire, Namespace, Namespace]]:
+    """A client and a server, 10.91.1.1 and 10.91.1.2, on a wire in the test's hands."""
+    ends = make_namespace("c"), make_namespace("s")
+    made = HeldWire(*ends, make_namespace("w"))
+    yield made, *ends
+    made.cut()
 
 
 @pytest.fixture
