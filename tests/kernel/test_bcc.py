@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
 from collector.errors import BccError, MemlockError, VerifierError
@@ -25,12 +23,11 @@ from tests.kernel import (
     test_nat,
     test_owner,
 )
-from tests.kernel.node import Watch, text
+from tests.kernel.node import Since, Watch, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from collector.node.ring import Records
     from tests.kernel.node import Namespace
 
 NEEDS_FRESH_PROBES = {"test_open_connections_of_before_are_untracked"}
@@ -51,23 +48,6 @@ test_own_connections_cost_nothing = test_filters.test_own_connections_cost_nothi
 test_cgroup_that_is_left_out_costs_nothing = test_filters.test_cgroup_that_is_left_out_costs_nothing
 
 no_kprobes = pytest.mark.skipif(not bcc.KPROBES.exists(), reason="the kernel has no kprobes")
-
-
-class Since:
-    """The shared probes, but for connections that began before: inodes of removed namespaces come again."""
-
-    def __init__(self, probes: bcc.BccProbes) -> None:
-        self._probes = probes
-        self._since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what the shared probes have."""
-        return getattr(self._probes, name)
-
-    def read(self, records_max: int) -> Records:
-        """Return the next events of connections that began since."""
-        events = self._probes.read(records_max)
-        return events[np.maximum(events["start_ns"], events["established_ns"]) >= self._since_ns]
 
 
 @pytest.fixture(scope="module")
