@@ -1,8 +1,8 @@
 """What the kernel tests share: the built object, tracefs, two wired namespaces and probes on the running kernel.
 
 PODWIRE_TEST_TIER forces the probe tier. With several, separated by commas, tests of scenarios run in each of them and
-others in the best; a tier that the kernel refuses is skipped with its reason. Every run ends with the scenarios'
-outcomes, a line each, which the guests' matrix is made of.
+others in the best. PODWIRE_TEST_SCENARIOS chooses scenarios. A refused tier is skipped with the kernel's reason. Every
+run ends with the scenarios' outcomes, a line each, which the guests' matrix is made of.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collector.errors import CapabilityError
 from collector.node.probes import DEFAULT_OBJECT, ProbeOptions, Probes
 from collector.node.tiers import BTF_FILE, read_environment
 from tests.kernel.node import Cgroup, Namespace, Process, Since, Watch, wire
-from tests.kernel.scenarios import SCENARIOS
+from tests.kernel.scenarios import CELL, SCENARIOS
 from tests.kernel.wire import HeldWire
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from tests.kernel.scenarios import Scenario
 
 TIERS = os.environ.get("PODWIRE_TEST_TIER", "auto").split(",")
-CELL = "podwire-cell"
 TRACEFS = Path("/sys/kernel/tracing")
 
 
@@ -58,6 +57,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run tests of scenarios in each tier that is asked for, if there are several."""
     if len(TIERS) > 1 and {"scenario", "probe_tier"} <= set(metafunc.fixturenames):
         metafunc.parametrize("probe_tier", TIERS, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep only the scenarios that PODWIRE_TEST_SCENARIOS names, semicolon between; without it, everything."""
+    chosen = os.environ.get("PODWIRE_TEST_SCENARIOS")
+    if chosen is None:
+        return
+    kept = []
+    for item in items:
+        marker = item.get_closest_marker("scenario")
+        if marker and marker.args[0] in chosen.split(";"):
+            kept.append(item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
