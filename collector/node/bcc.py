@@ -29,7 +29,7 @@ from collector.node.cgroups import Cgroups, Journal
 from collector.node.layout import Btf, UnknownMemberError, with_offsets
 from collector.node.load_errors import last_useful_line
 from collector.node.ring import EventRing, NameRing, require_ordered_loads
-from collector.node.tiers import BTF_FILE, STATE_PROGRAMS
+from collector.node.tiers import BTF_FILE, KPROBE_EVENTS, STATE_PROGRAMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,6 @@ PAGE_BYTES = 4096
 KNOWN_PER_NAMED = 8
 MODULES, SOURCES = Path("/lib/modules"), Path("/usr/src")
 KERNEL_ARCHIVE = Path("/sys/kernel/kheaders.tar.xz")
-KPROBES = Path("/sys/bus/event_source/devices/kprobe/type")
 ACTION_HEADERS = "install the headers of the running kernel (apt-get install linux-headers-$(uname -r))."
 ACTION_PACKAGE = "install Debian's python3-bpfcc (apt-get install python3-bpfcc)."
 
@@ -81,7 +80,7 @@ def open(options: ProbeOptions) -> BccProbes:  # noqa: A001 read as `bcc.open`
         answer, descriptors = _compile(plan(options, headers))
     if error := answer.get("error"):
         raise _fatal(**error)
-    return BccProbes(options, descriptors, answer["refused"])
+    return BccProbes(options, descriptors, without_kprobes() | answer["refused"])
 
 
 class BccProbes:
@@ -218,8 +217,17 @@ def plan(options: ProbeOptions, headers: Headers) -> dict[str, Any]:
         "probes": [
             {"group": group, "program": program, "kind": kind, "place": place}
             for group, program, kind, place in PROBES
+            if group not in without_kprobes()
         ],
     }
+
+
+def without_kprobes() -> dict[str, str]:
+    """Return the groups of probes that can't be had here, with the reason; nothing where there are kprobes."""
+    if KPROBE_EVENTS.exists():
+        return {}
+    groups = [group for group, _, kind, _ in PROBES if kind in {"kprobe", "kretprobe"}]
+    return dict.fromkeys(groups, f"the kernel has no kprobes for perf events ({KPROBE_EVENTS} is missing)")
 
 
 def source_text() -> str:

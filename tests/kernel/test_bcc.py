@@ -14,6 +14,7 @@ from collector.errors import BccError, MemlockError, VerifierError
 from collector.node import bcc
 from collector.node.abi import ClosedBy, EventType, Owner, Role
 from collector.node.probes import ProbeOptions, Probes
+from collector.node.tiers import KPROBE_EVENTS
 from tests.kernel import (
     test_close,
     test_failed,
@@ -47,7 +48,7 @@ test_network_namespace_that_is_left_out_costs_nothing = (
 test_own_connections_cost_nothing = test_filters.test_own_connections_cost_nothing
 test_cgroup_that_is_left_out_costs_nothing = test_filters.test_cgroup_that_is_left_out_costs_nothing
 
-no_kprobes = pytest.mark.skipif(not bcc.KPROBES.exists(), reason="the kernel has no kprobes")
+no_kprobes = pytest.mark.skipif(not KPROBE_EVENTS.exists(), reason="the kernel has no kprobes")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,13 @@ def test_failed_route_is_told_once(watch: Watch, client: Namespace, address: str
     assert text(event["remote_address"]).removeprefix("::ffff:") == address
     assert event["remote_port"] == 4711
     assert event["closed_by"] == ClosedBy.NONE
+
+
+@pytest.mark.skipif(KPROBE_EVENTS.exists(), reason="the kernel has kprobes")
+def test_missing_kprobes_cost_their_edges_only(shared_probes: bcc.BccProbes) -> None:
+    """The rest is attached, and the reason is told for each."""
+    assert shared_probes.refused.keys() == {"connect", "accept_return"}
+    assert all("no kprobes" in reason for reason in shared_probes.refused.values())
 
 
 @no_kprobes
