@@ -135,7 +135,9 @@ def test_tier_is_opened_by_its_name(
 
 
 @pytest.mark.parametrize("python", ["/nonexistent/python3", sys.executable], ids=["no-python", "no-package"])
-def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, python: str) -> None:
+def test_missing_package_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, shared_probes: bcc.BccProbes, python: str
+) -> None:
     """The system's Python, or python3-bpfcc for it."""
     monkeypatch.setattr(bcc, "PYTHON", python)
     with pytest.raises(BccError, match="apt-get install python3-bpfcc"):
