@@ -1,8 +1,8 @@
 """What the kernel tests share: the built object, tracefs, two wired namespaces and probes on the running kernel.
 
 PODWIRE_TEST_TIER forces the probe tier. With several, separated by commas, tests of scenarios run in each of them and
-others in the best. PODWIRE_TEST_SCENARIOS chooses scenarios. A refused tier is skipped with the kernel's reason. Every
-run ends with the scenarios' outcomes, a line each, which the guests' matrix is made of.
+others in the best. PODWIRE_TEST_SCENARIOS chooses scenarios. A refused tier is skipped with the kernel's reason. With
+-v each scenario's outcome gets a line of its own, which the guests' matrix is made of.
 """
 
 from __future__ import annotations
@@ -60,35 +60,49 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep only the scenarios that PODWIRE_TEST_SCENARIOS names, semicolon between; without it, everything."""
+    """Note each test's scenario and tier; keep only the scenarios of PODWIRE_TEST_SCENARIOS, semicolon between."""
     chosen = os.environ.get("PODWIRE_TEST_SCENARIOS")
-    if chosen is None:
-        return
-    kept = []
+    left_out = []
     for item in items:
         marker = item.get_closest_marker("scenario")
-        if marker and marker.args[0] in chosen.split(";"):
-            kept.append(item)
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-    items[:] = kept
+        if marker and "scenario" in getattr(item, "fixturenames", ()):
+            parameters = getattr(getattr(item, "callspec", None), "params", {})
+            tier = "bcc" if item.path.name == "test_bcc.py" else parameters.get("probe_tier", TIERS[0])
+            item.user_properties += [("scenario", marker.args[0]), ("tier", tier)]
+        if chosen is not None and not (marker and marker.args[0] in chosen.split(";")):
+            left_out.append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how each scenario ended in each tier."""
-    for outcome in ("passed", "failed", "error", "skipped"):
-        for report in terminalreporter.getreports(outcome):
-            properties = dict(getattr(report, "user_properties", ()))
-            if name := properties.get("scenario"):
-                tier = "bcc" if "test_bcc" in report.nodeid else properties.get("tier", TIERS[0])
-                terminalreporter.write_line(f"{CELL}\t{tier}\t{outcome}\t{name}")
+class Cells:
+    """Says how each test of a scenario ended: at once, so that a guest that dies has told what it did."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write a line per test: when it was called, or when it got no further than its fixtures."""
+        properties = dict(report.user_properties)
+        if "scenario" not in properties or (report.when != "call" and report.passed):
+            return
+        self._terminal.ensure_newline()
+        self._terminal.write_line(f"{CELL}\t{properties['tier']}\t{report.outcome}\t{properties['scenario']}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Tell the scenarios' outcomes where tests are named one by one (-v)."""
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal and session.config.get_verbosity() > 0:
+        session.config.pluginmanager.register(Cells(terminal))
 
 
 @pytest.fixture
 def scenario(request: pytest.FixtureRequest) -> Scenario:
     """The row of the table that the test's marker names."""
-    marker = request.node.get_closest_marker("scenario")
-    request.node.user_properties.append(("scenario", marker.args[0]))
-    return SCENARIOS[marker.args[0]]
+    return SCENARIOS[request.node.get_closest_marker("scenario").args[0]]
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +182,6 @@ def open_probes(
         opened.append(Probes.open(chosen) if "tier" in options else _open(chosen))
         return opened[-1]
 
-    if shares:
-        request.node.user_properties.append(("tier", probe_tier))
     yield start
     for probes in opened:
         probes.close()

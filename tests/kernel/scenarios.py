@@ -17,7 +17,7 @@ CORE_TIERS = ("fentry", "kprobe", "tracepoint", "tp_btf")
 """The tiers that need no compiler: every kernel of the matrix must allow all of them."""
 
 CELL = "podwire-cell"
-"""What a line of the kernel tests' summary starts with; then tier, outcome and scenario, a tab between."""
+"""What a scenario's line of a kernel test starts with; then tier, outcome and scenario, a tab between."""
 
 Owner = Literal["process", "edge", "none"]
 """Whether the event names a process: in every tier, only where accept is watched, in none."""

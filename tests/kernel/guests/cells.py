@@ -1,4 +1,4 @@
-"""The matrix of kernel x tier x scenario, from the lines with which the kernel tests end.
+"""The matrix of kernel x tier x scenario, from the lines that the kernel tests write.
 
 Pure: lines in, text and a verdict out. Called by `__main__` and by tests of the guests.
 """
@@ -12,7 +12,7 @@ from tests.kernel.scenarios import CELL, SCENARIOS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-BY_BADNESS = ("passed", "skipped", "failed", "error")
+BY_BADNESS = ("passed", "skipped", "failed")
 MISSING = "-"
 
 Cells = dict[tuple[str, str], str]

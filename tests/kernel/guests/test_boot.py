@@ -8,16 +8,7 @@ from tests.kernel.guests import cells, fetch, guest, image
 from tests.kernel.guests.__main__ import scenario_command
 
 TIERS = ("fentry", "tp_btf")
-SCENARIOS = (
-    "IPv4",
-    "v4-mapped",
-    "Fast Open",
-    "accept",
-    "unread data",
-    "never accepted",
-    "refused",
-    "no route",
-)
+SCENARIOS = ("IPv4", "Fast Open", "accept", "never accepted", "refused", "no route")
 
 
 @pytest.mark.timeout(600)
