@@ -57,9 +57,11 @@ def test_both_owners_are_told_with_their_pods(
         processes[role].start(command, "10.91.1.2", PORT)
         if role == Role.SERVER:
             processes[role].expect("listening")
+    for process in processes.values():
+        process.expect("ready")
     for role in (Role.CLIENT, Role.SERVER):
-        processes[role].expect("ready")
         processes[role].go_on()
+        processes[role].expect("closed")
     watch.tells(scenario)
     # where accept is not watched, ACCEPT has no process, and on cgroup v1 no pod
     events = watch.events[watch.events["owner"] == Owner.PROCESS]
