@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from tests.kernel.node import Namespace
 
 NEEDS_FRESH_PROBES = {"test_open_connections_of_before_are_untracked"}
-OTHER_TIERS = {"test_tp_btf_tier_tells_accept_at_establishment"}
+OTHER_TIERS = {
+    "test_tp_btf_tier_tells_accept_at_establishment",
+    "test_closer_is_known_though_the_last_ack_comes_late",
+}
 for _module in (test_lifecycle, test_close, test_failed, test_owner, test_losses, test_nat):
     globals().update(
         {
