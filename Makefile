@@ -5,9 +5,10 @@ PYTHON_VENV := .venv/bin/python
 OBJECT := build/bpf/podwire.bpf.o
 DEMO_SECONDS ?= 0
 TESTS ?= tests
+KERNELS ?= 5.10,6.1,6.12,7
 MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:2.8:copy-dependencies
 
-.PHONY: help setup bpf kafka demo test lint bench abi docs lock clean
+.PHONY: help setup bpf kafka demo test kernels lint bench abi docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +34,9 @@ demo: setup ## show the whole pipeline on this machine, until Ctrl-C (root)
 test: setup ## run all tests (root, for the probes)
 	@exec $(PYTHON_VENV) -m pytest $(TESTS)
 
+kernels: setup ## run the scenarios on other kernels, in QEMU guests: kernel x tier x scenario
+	@exec $(PYTHON_VENV) -m tests.kernel.guests --kernels $(KERNELS)
+
 lint: setup ## check style, types and import layers
 	$(PYTHON_VENV) -m ruff check .
 	$(PYTHON_VENV) -m ruff format --check .
@@ -45,8 +49,9 @@ bench: setup ## measure; each file in bench/ prints a table and a JSON line
 abi: setup ## generate collector/node/abi.py from the object's BTF
 	@$(MAKE) -C bpf abi
 
-docs: setup ## generate docs/reference.md from settings, metrics and schemas
+docs: setup ## generate docs/reference.md from settings, metrics and schemas, docs/kernels.md from the scenarios
 	@$(PYTHON_VENV) docs/generate.py
+	@$(PYTHON_VENV) -m tests.kernel.scenarios
 
 lock: setup ## lock the Python packages that pyproject.toml asks for
 	@$(PYTHON_VENV) -m pip install --quiet --disable-pip-version-check uv

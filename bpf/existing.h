@@ -240,6 +240,9 @@ static __always_inline void found_receiving(struct sock *sk)
 	struct podwire_event entry = {};
 	__u64 key = (__u64)sk;
 
+	if (options.filter_loopback && sk->__sk_common.skc_family == AF_INET &&
+	    (sk->__sk_common.skc_daddr & bpf_htonl(0xff000000)) == bpf_htonl(LOOPBACK_NET << 24))
+		return; /* what is left out has no entry, and would be described at each receive */
 	if (bpf_map_lookup_elem(&sockets, &key) || !sk->sk_lock.owned || !is_tcp(sk) || describe(&entry, sk))
 		return;
 	entry.socket_cookie = cookie_of(sk);

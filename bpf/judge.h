@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Judgements that need no kernel memory: addresses, what a CLOSE means and which errors count. Values in, values out, so that the CO-RE
- * tiers (lifecycle.h) and BCC (podwire.bcc.c) share them. The includer brings types, errno and TCP states.
+ * Judgements that need no kernel memory: addresses, what a CLOSE means and which errors count. Values in, values out,
+ * so that the CO-RE tiers (lifecycle.h) and BCC (podwire.bcc.c) share them. The includer brings types, errno and TCP states.
  */
 #ifndef PODWIRE_JUDGE_H
 #define PODWIRE_JUDGE_H

@@ -57,6 +57,8 @@ missing_packages() {
     has llvm-strip || echo llvm
     has bpftool || echo bpftool
     has make || echo make
+    has qemu-system-x86_64 || echo qemu-system-x86 # the tests' guests
+    has busybox || echo busybox-static
     [ -e /usr/include/bpf/bpf_helpers.h ] || echo libbpf-dev
     [[ $(ldconfig -p 2>/dev/null) == *libbpf.so.1* ]] || echo libbpf1
     [ -e /usr/include/linux/bpf.h ] || echo linux-libc-dev

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ def text(report: dict[str, Any]) -> str:
     lines = ["This node"]
     lines += [f"  {check['status']:4}  {check['name']:{width}}  {check['found']}" for check in checks]
     lines += ["", "Probe tiers, best first"]
-    for tier in tiers:
-        reason = f": {tier['reason']}" if tier["reason"] else ""
-        lines.append(f"        {tier['name']:{width}}  {tier['status']}{reason}")
+    for (status, reason), group in groupby(tiers, key=lambda tier: (tier["status"], tier["reason"])):
+        names = ", ".join(tier["name"] for tier in group)
+        lines.append(f"        {names:{width}}  {status}{f': {reason}' if reason else ''}")
     remedies = [check for check in checks if check["remedy"]]
     if remedies:
         lines += ["", "To do"]

@@ -57,10 +57,17 @@ static __always_inline void emit(struct podwire_event *event, int type, __u64 no
 		count(PODWIRE_LOST_RING_FULL);
 }
 
+static __always_inline int is_open(const struct podwire_event *entry)
+{
+	return entry->established_ns || entry->flags & PODWIRE_OPEN_UNSEEN;
+}
+
 static __always_inline void forget_stale(const struct podwire_event *entry)
 {
-	if (entry && entry->established_ns && entry->type != SILENT)
-		count(PODWIRE_UNTRACKED);
+	if (!entry || entry->type == SILENT)
+		return;
+	count(PODWIRE_ATTEMPTED);
+	count(PODWIRE_LOST_MISSED_CLOSE);
 }
 
 static __always_inline void remember(__u64 sk, struct podwire_event *entry)
@@ -169,7 +176,7 @@ static __always_inline void established(__u64 sk, int old_state)
 	__u64 now_ns = bpf_ktime_get_boot_ns();
 	struct podwire_event *entry = sockets.lookup(&sk);
 
-	if (entry && entry->established_ns) {
+	if (entry && is_open(entry)) {
 		forget_stale(entry);
 		entry = 0;
 	}
@@ -181,17 +188,33 @@ static __always_inline void established(__u64 sk, int old_state)
 
 /* ---- close ---- */
 
-static __always_inline void closing(__u64 sk, int new_state, int owned)
+static __always_inline int entry_opened(struct podwire_event *entry, __u64 sk, int old_state)
+{
+	if (is_open(entry))
+		return 1;
+	if (entry->role != PODWIRE_CLIENT || old_state == TCP_SYN_SENT || old_state == TCP_SYN_RECV)
+		return 0;
+	fill_tuple(entry, sk);
+	fill_isn(entry, sk);
+	entry->flags |= PODWIRE_OPEN_UNSEEN;
+	if (entry->type != SILENT) {
+		count(PODWIRE_ATTEMPTED);
+		count(PODWIRE_LOST_MISSED_OPEN);
+	}
+	return 1;
+}
+
+static __always_inline void closing(__u64 sk, int old_state, int new_state, int owned)
 {
 	struct podwire_event *entry = sockets.lookup(&sk);
 
-	if (!entry || !entry->established_ns)
+	if (!entry || !entry_opened(entry, sk, old_state))
 		return;
 	learn_owner(entry, owned, bpf_ktime_get_boot_ns());
 	if (new_state == TCP_CLOSING)
 		entry->closed_by = PODWIRE_CLOSED_BOTH;
 	else if (entry->closed_by == PODWIRE_CLOSED_NONE)
-		entry->closed_by = new_state == TCP_CLOSE_WAIT ? PODWIRE_CLOSED_REMOTE : PODWIRE_CLOSED_LOCAL;
+		entry->closed_by = new_state == TCP_FIN_WAIT1 ? PODWIRE_CLOSED_LOCAL : PODWIRE_CLOSED_REMOTE;
 }
 
 static __always_inline void fill_counters(struct podwire_event *entry, __u64 sk, int peer_done)
@@ -227,7 +250,7 @@ static __always_inline void closed(__u64 sk, int old_state, int owned)
 		count_untracked(sk, old_state);
 		return;
 	}
-	if (entry->established_ns) {
+	if (entry_opened(entry, sk, old_state)) {
 		learn_owner(entry, owned, now_ns);
 		judge_close(entry, u32_at(sk, SK_ERROR), sent_reset(old_state, owned, peer_done, flags >> DEAD_BIT & 1));
 		fill_counters(entry, sk, peer_done);
@@ -268,8 +291,9 @@ static __always_inline int transition(__u64 sk, int old_state, int new_state, in
 		connect_begins(sk, owned);
 	else if (new_state == TCP_ESTABLISHED)
 		established(sk, old_state);
-	else if (new_state == TCP_FIN_WAIT1 || new_state == TCP_CLOSE_WAIT || new_state == TCP_CLOSING)
-		closing(sk, new_state, owned);
+	else if (new_state == TCP_FIN_WAIT1 || new_state == TCP_CLOSE_WAIT || new_state == TCP_CLOSING ||
+		 new_state == TCP_LAST_ACK)
+		closing(sk, old_state, new_state, owned);
 	else if (new_state == TCP_CLOSE)
 		closed(sk, old_state, owned);
 	return 0;

@@ -29,7 +29,7 @@ from collector.node.cgroups import Cgroups, Journal
 from collector.node.layout import Btf, UnknownMemberError, with_offsets
 from collector.node.load_errors import last_useful_line
 from collector.node.ring import EventRing, NameRing, require_ordered_loads
-from collector.node.tiers import BTF_FILE
+from collector.node.tiers import BTF_FILE, KPROBE_EVENTS, STATE_PROGRAMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +48,6 @@ PAGE_BYTES = 4096
 KNOWN_PER_NAMED = 8
 MODULES, SOURCES = Path("/lib/modules"), Path("/usr/src")
 KERNEL_ARCHIVE = Path("/sys/kernel/kheaders.tar.xz")
-KPROBES = Path("/sys/bus/event_source/devices/kprobe/type")
 ACTION_HEADERS = "install the headers of the running kernel (apt-get install linux-headers-$(uname -r))."
 ACTION_PACKAGE = "install Debian's python3-bpfcc (apt-get install python3-bpfcc)."
 
@@ -81,7 +80,7 @@ def open(options: ProbeOptions) -> BccProbes:  # noqa: A001 read as `bcc.open`
         answer, descriptors = _compile(plan(options, headers))
     if error := answer.get("error"):
         raise _fatal(**error)
-    return BccProbes(options, descriptors, answer["refused"])
+    return BccProbes(options, descriptors, without_kprobes() | answer["refused"])
 
 
 class BccProbes:
@@ -114,11 +113,15 @@ class BccProbes:
         self.events = EventRing(descriptors["events"], options.ring_bytes)
         self._names = NameRing(descriptors["names"], options.names_ring_bytes)
         self._counters = descriptors["counters"]
-        self._maps = [descriptors[name] for name in ("events", "names", "counters")]
+        self._programs = {
+            name.removeprefix("program_"): number
+            for name, number in descriptors.items()
+            if name.startswith("program_")
+        }
         if options.filter_own:
-            core.run_program(descriptors["note_self"])
-        os.close(descriptors["note_self"])
+            core.run_program(descriptors["program_note_self"])
         self._links = [number for name, number in descriptors.items() if ":" in name]
+        self._kept = [number for name, number in descriptors.items() if ":" not in name]
         self._closed = False
 
     def read(self, records_max: int) -> Records:
@@ -129,12 +132,15 @@ class BccProbes:
         return self.events.read_until(limit, records_max)
 
     def counters(self) -> dict[str, int]:
-        """Return the kernel's counters since the probes were loaded, by the names of enum podwire_counter."""
+        """Return what `Probes.counters` does, by the same names."""
         names = [counter.name.lower() for counter in Counter if counter is not Counter.COUNTERS]
-        return dict(zip(names, core.sum_over_cpus(self._counters, len(names)), strict=True))
+        counts = dict(zip(names, core.sum_over_cpus(self._counters, len(names)), strict=True))
+        skipped = {name: core.skipped_runs(number) for name, number in self._programs.items()}
+        both = min(skipped.pop(name) for name in STATE_PROGRAMS)
+        return counts | {"skipped_runs": both + sum(skipped.values())}
 
     def tend(self, now_s: float) -> int:
-        """Make no EXISTING and no PROGRESS: this tier has no iterators. Returns 0."""
+        """Make no events: EXISTING and PROGRESS need the kernel's iterators, and these BTF."""
         del now_s
         return 0
 
@@ -152,7 +158,7 @@ class BccProbes:
         self.detach()
         self.events.close()
         self._names.close()
-        for descriptor in self._maps:
+        for descriptor in self._kept:
             os.close(descriptor)
 
 
@@ -211,8 +217,17 @@ def plan(options: ProbeOptions, headers: Headers) -> dict[str, Any]:
         "probes": [
             {"group": group, "program": program, "kind": kind, "place": place}
             for group, program, kind, place in PROBES
+            if group not in without_kprobes()
         ],
     }
+
+
+def without_kprobes() -> dict[str, str]:
+    """Return the groups of probes that can't be had here, with the reason; nothing where there are kprobes."""
+    if KPROBE_EVENTS.exists():
+        return {}
+    groups = [group for group, _, kind, _ in PROBES if kind in {"kprobe", "kretprobe"}]
+    return dict.fromkeys(groups, f"the kernel has no kprobes for perf events ({KPROBE_EVENTS} is missing)")
 
 
 def source_text() -> str:

@@ -8,7 +8,8 @@ socket whose number is its argument. Never reads a ring and never decides what i
 The plan: text and cflags; `headers`, a folder or null for BCC's own search; `contents`, keys and values in hex digits
 by map; `probes`, in the order of attaching, each
 with program, kind, place and group (probes of a group live or fail together).
-The answer: `descriptors`, names of the file descriptors that come along; `refused`, reasons by group; or `error`, with
+The answer: `descriptors`, names of the file descriptors that come along (maps by name, `program_` and its name, and
+what keeps a probe attached, with colons); `refused`, reasons by group; or `error`, with
 `step` (package, rings, compile, load), `code` (errno or 0) and `reason`.
 """
 
@@ -63,7 +64,7 @@ def _run(plan: dict[str, Any], descriptors: dict[str, int]) -> dict[str, str]:
     for name in MAPS:
         descriptors[name] = bcc.lib.bpf_table_fd(module.module, name.encode())
     _fill(bcc, module, plan["contents"])
-    descriptors[UNATTACHED] = _load(module, UNATTACHED, bcc.BPF.RAW_TRACEPOINT)
+    _load(module, UNATTACHED, bcc.BPF.RAW_TRACEPOINT)
     refused: dict[str, str] = {}
     for group in dict.fromkeys(probe["group"] for probe in plan["probes"]):
         if group == REQUIRED and any(name.startswith(ACCEPT) for name in descriptors):
@@ -74,6 +75,7 @@ def _run(plan: dict[str, Any], descriptors: dict[str, int]) -> dict[str, str]:
             if group == REQUIRED:
                 raise
             refused[group] = str(error.args[2])
+    descriptors |= {f"program_{name.decode()}": loaded.fd for name, loaded in module.funcs.items()}
     return refused
 
 

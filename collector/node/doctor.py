@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from collector.errors import (
     AbiError,
+    BccError,
     CapabilityError,
     FatalError,
     MemlockError,
@@ -51,7 +52,10 @@ CHECK_OF_ERROR: dict[type[FatalError], str] = {
     MemlockError: "memlock",
     AbiError: "object",
     ObjectMissingError: "object",
+    BccError: "bcc",
 }
+SAID_BETTER = ("kernel", "capabilities", "memlock")
+"""Checks whose own words are more exact than the error's."""
 BPFFS = Path("/sys/fs/bpf")
 
 Status = Literal["ok", "warn", "fail"]
@@ -75,20 +79,24 @@ class Check:
 
 @dataclass(frozen=True)
 class TierState:
-    """One tier: "taken", "refused" with the reason, or "not needed" because a better one works."""
+    """One tier: "taken", "refused" with the reason, "not needed" as a better one works, or "not asked for"."""
 
     name: str
-    status: Literal["taken", "refused", "not needed"]
+    status: Literal["taken", "refused", "not needed", "not asked for"]
     reason: str | None = None
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What opening the probes led to: a tier and the reasons against better ones, or an error."""
+    """What opening the probes led to: a tier and the reasons against better ones, or an error.
+
+    `wanted` is the tier that the settings ask for, "auto" for the best.
+    """
 
     tier: str | None
     refused: dict[str, str]
     error: FatalError | None = None
+    wanted: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -142,9 +150,9 @@ def try_probes(settings: DoctorSettings) -> Trial:
     try:
         probes = Probes.open(settings.probe_options())
     except FatalError as error:
-        return Trial(None, {}, error)
+        return Trial(None, {}, error, settings.tier)
     probes.close()
-    return Trial(probes.tier, probes.refused)
+    return Trial(probes.tier, probes.refused, None, settings.tier)
 
 
 def tier_states(trial: Trial) -> list[TierState]:
@@ -153,6 +161,8 @@ def tier_states(trial: Trial) -> list[TierState]:
     for name in get_args(tiers.TierName):
         if name == trial.tier:
             states.append(TierState(name, "taken"))
+        elif trial.wanted not in {"auto", name}:
+            states.append(TierState(name, "not asked for"))
         elif trial.error or name in trial.refused:
             reason = _cause(trial.error) if trial.error else trial.refused[name]
             states.append(TierState(name, "refused", reason))
@@ -181,15 +191,17 @@ def checks(environment: tiers.Environment, place: Place, trial: Trial) -> list[C
         _memlock(environment, place, trial),
         Check("object", "ok", str(place.object_path)),
     ]
-    return found if trial.error is None else _with_error(found, trial.error)
+    return found if trial.error is None else _with_error(found, trial.error, trial.wanted)
 
 
-def _with_error(found: list[Check], error: FatalError) -> list[Check]:
-    """Return the checks with the trial's error in them, unless one says it already."""
+def _with_error(found: list[Check], error: FatalError, wanted: str) -> list[Check]:
+    """Return the checks with the trial's error in them, unless one says it already and better."""
     blamed = CHECK_OF_ERROR.get(type(error), "settings")
-    if any(check.status == "fail" and check.name in {blamed, "kernel"} for check in found):
+    said = {check.name for check in found if check.status == "fail" and check.name in SAID_BETTER}
+    if said & {blamed, "kernel"}:
         return found
-    check = Check(blamed, "fail", _cause(error), error.action)
+    remedy = error.action.rstrip(".") + ("" if wanted == "auto" else ", or leave PODWIRE_TIER at auto")
+    check = Check(blamed, "fail", _cause(error), remedy)
     return [*(one for one in found if one.name != blamed), check]
 
 

@@ -21,7 +21,7 @@ _HEADER = struct.Struct("<HBBIIIII")
 _TYPE = struct.Struct("<III")
 _MEMBER = struct.Struct("<III")
 _ENUMERATOR = struct.Struct("<Ii")
-_MAGIC = 0xEB9F
+_MAGIC = b"\x9f\xeb"
 _INT, _ARRAY, _STRUCT, _UNION, _ENUM = 1, 3, 4, 5, 6
 _PASSED_THROUGH = {8, 9, 10, 11, 18}
 """typedef, volatile, const, restrict, type tag: their type is the one that counts."""
@@ -46,9 +46,9 @@ class Btf:
     """The kernel's types, from the bytes of /sys/kernel/btf/vmlinux: half a second for 10 MB."""
 
     def __init__(self, data: bytes) -> None:
-        magic, _, _, header_bytes, type_at, type_bytes, text_at, text_bytes = _HEADER.unpack_from(data)
-        if magic != _MAGIC:
+        if not data.startswith(_MAGIC) or len(data) < _HEADER.size:
             raise UnknownMemberError("no type information of this byte order")
+        _, _, _, header_bytes, type_at, type_bytes, text_at, text_bytes = _HEADER.unpack_from(data)
         self._types = data[header_bytes + type_at : header_bytes + type_at + type_bytes]
         self._text = data[header_bytes + text_at : header_bytes + text_at + text_bytes]
         self._places = [0]

@@ -1,4 +1,9 @@
-"""What the kernel tests share: the built object, tracefs, two wired namespaces and probes on the running kernel."""
+"""What the kernel tests share: the built object, tracefs, two wired namespaces and probes on the running kernel.
+
+PODWIRE_TEST_TIER forces the probe tier. With several, separated by commas, tests of scenarios run in each of them and
+others in the best. PODWIRE_TEST_SCENARIOS chooses scenarios. A refused tier is skipped with the kernel's reason. With
+-v each scenario's outcome gets a line of its own, which the guests' matrix is made of.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from collector.errors import CapabilityError
 from collector.node.probes import DEFAULT_OBJECT, ProbeOptions, Probes
 from collector.node.tiers import BTF_FILE, read_environment
-from tests.kernel.node import Cgroup, Namespace, Process, Watch, wire
+from tests.kernel.node import Cgroup, Namespace, Process, Since, Watch, wire
+from tests.kernel.scenarios import CELL, SCENARIOS
+from tests.kernel.wire import HeldWire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.kernel.scenarios import Scenario
+
+TIERS = os.environ.get("PODWIRE_TEST_TIER", "auto").split(",")
 TRACEFS = Path("/sys/kernel/tracing")
 
 
@@ -33,6 +44,96 @@ def kernel() -> Iterator[None]:
     yield
     if mounted:
         subprocess.run(["umount", TRACEFS], check=False)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marker."""
+    config.addinivalue_line(
+        "markers", "scenario(name): the row of tests/kernel/scenarios.py that the test plays"
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run tests of scenarios in each tier that is asked for, if there are several."""
+    if len(TIERS) > 1 and {"scenario", "probe_tier"} <= set(metafunc.fixturenames):
+        metafunc.parametrize("probe_tier", TIERS, scope="module")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Note each test's scenario and tier; keep only the scenarios of PODWIRE_TEST_SCENARIOS, semicolon between."""
+    chosen = os.environ.get("PODWIRE_TEST_SCENARIOS")
+    left_out = []
+    for item in items:
+        marker = item.get_closest_marker("scenario")
+        if marker and "scenario" in getattr(item, "fixturenames", ()):
+            parameters = getattr(getattr(item, "callspec", None), "params", {})
+            tier = "bcc" if item.path.name == "test_bcc.py" else parameters.get("probe_tier", TIERS[0])
+            item.user_properties += [("scenario", marker.args[0]), ("tier", tier)]
+        if chosen is not None and not (marker and marker.args[0] in chosen.split(";")):
+            left_out.append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+class Cells:
+    """Says how each test of a scenario ended: at once, so that a guest that dies has told what it did."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write a line per test: when it was called, or when it got no further than its fixtures."""
+        properties = dict(report.user_properties)
+        if "scenario" not in properties or (report.when != "call" and report.passed):
+            return
+        self._terminal.ensure_newline()
+        self._terminal.write_line(f"{CELL}\t{properties['tier']}\t{report.outcome}\t{properties['scenario']}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Tell the scenarios' outcomes where tests are named one by one (-v)."""
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal and session.config.get_verbosity() > 0:
+        session.config.pluginmanager.register(Cells(terminal))
+
+
+@pytest.fixture
+def scenario(request: pytest.FixtureRequest) -> Scenario:
+    """The row of the table that the test's marker names."""
+    return SCENARIOS[request.node.get_closest_marker("scenario").args[0]]
+
+
+@pytest.fixture(scope="module")
+def probe_tier() -> str:
+    """The tier that probes are opened with, unless a test says another."""
+    return TIERS[0] if len(TIERS) == 1 else "auto"
+
+
+@pytest.fixture(scope="module")
+def shared_core_probes(probe_tier: str) -> Iterator[Callable[[], Probes]]:
+    """Probes for all scenarios of a module, loaded once: in a guest that takes seconds."""
+    opened: list[Probes] = []
+
+    def get() -> Probes:
+        if not opened:
+            opened.append(_open(ProbeOptions(state_dir=None, tier=probe_tier)))
+        return opened[0]
+
+    yield get
+    for probes in opened:
+        probes.close()
+
+
+def _open(options: ProbeOptions) -> Probes:
+    """Open probes; skip where the kernel refuses the tier that the environment asks for."""
+    try:
+        return Probes.open(options)
+    except CapabilityError as error:
+        if options.tier in TIERS:
+            pytest.skip(f"tier {options.tier} refused: {error}")
+        raise
 
 
 @pytest.fixture
@@ -64,12 +165,21 @@ def server(make_namespace: Callable[[str], Namespace], client: Namespace) -> Nam
 
 
 @pytest.fixture
-def open_probes(tmp_path: Path) -> Iterator[Callable[..., Probes]]:
-    """Open probes with some options; they are detached at the end."""
+def open_probes(
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    probe_tier: str,
+    shared_core_probes: Callable[[], Probes],
+) -> Iterator[Callable[..., Probes | Since]]:
+    """Open probes with some options, detached at the end; a scenario without any takes the module's shared ones."""
     opened: list[Probes] = []
+    shares = "scenario" in request.fixturenames
 
-    def start(**options: object) -> Probes:
-        opened.append(Probes.open(ProbeOptions(state_dir=tmp_path / "state", **options)))
+    def start(**options: object) -> Probes | Since:
+        if shares and not options:
+            return Since(shared_core_probes())
+        chosen = ProbeOptions(**{"state_dir": tmp_path / "state", "tier": probe_tier} | options)
+        opened.append(Probes.open(chosen) if "tier" in options else _open(chosen))
         return opened[-1]
 
     yield start
@@ -81,6 +191,17 @@ def open_probes(tmp_path: Path) -> Iterator[Callable[..., Probes]]:
 def watch(open_probes: Callable[..., Probes], client: Namespace, server: Namespace) -> Watch:
     """Probes of the best tier, watching client and server."""
     return Watch(open_probes(), client, server)
+
+
+@pytest.fixture
+def held_wire(
+    make_namespace: Callable[[str], Namespace],
+) -> Iterator[tuple[HeldWire, Namespace, Namespace]]:
+    """A client and a server, 10.91.1.1 and 10.91.1.2, on a wire in the test's hands."""
+    ends = make_namespace("c"), make_namespace("s")
+    made = HeldWire(*ends, make_namespace("w"))
+    yield made, *ends
+    made.cut()
 
 
 @pytest.fixture

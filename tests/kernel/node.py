@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from collector.node.abi import EVENT, EventType, Role
+from collector.node.abi import EVENT, ClosedBy, EventType, Owner, Role
 from collector.node.cgroup_paths import V1_CONTROLLERS, choose_hierarchy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from collector.node.probes import Probes
+    from tests.kernel.scenarios import Scenario, Told
 
 CLONE_NEWNET = 0x40000000
 DEADLINE_S = 20
@@ -41,9 +42,9 @@ def until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_
         time.sleep(0.01)
 
 
-def ip(*arguments: str) -> None:
-    """Run iproute2's ip."""
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+def ip(*arguments: str, given: str = "") -> None:
+    """Run iproute2's ip; `given` is its standard input."""
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, input=given)
 
 
 class Namespace:
@@ -116,9 +117,13 @@ def wire(one: Namespace, two: Namespace, network: int) -> None:
     ends = (f"pw{network}a{os.getpid() % 100000}", f"pw{network}b{os.getpid() % 100000}")
     ip("link", "add", ends[0], "netns", one.name, "type", "veth", "peer", "name", ends[1], "netns", two.name)
     for namespace, end, host in ((one, ends[0], 1), (two, ends[1], 2)):
-        ip("-n", namespace.name, "addr", "add", f"10.91.{network}.{host}/24", "dev", end)
-        ip("-n", namespace.name, "addr", "add", f"fd91:{network}::{host}/64", "dev", end, "nodad")
-        ip("-n", namespace.name, "link", "set", end, "up")
+        lines = (
+            f"addr add 10.91.{network}.{host}/24 dev {end}",
+            f"addr add fd91:{network}::{host}/64 dev {end} nodad",
+            f"link set {end} up",
+        )
+        # one process instead of three: starting them is slow in a guest
+        ip("-n", namespace.name, "-batch", "-", given="\n".join(lines))
 
 
 class Cgroup:
@@ -236,11 +241,29 @@ class Process:
             self.process.communicate()
 
 
+class Since:
+    """Probes that several tests share, but for connections that began before: a namespace's inode comes again."""
+
+    def __init__(self, probes: Probes) -> None:
+        self._probes = probes
+        self._since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the shared probes have."""
+        return getattr(self._probes, name)
+
+    def read(self, records_max: int) -> np.ndarray[Any, np.dtype[Any]]:
+        """Return the next events of connections that began since."""
+        events = self._probes.read(records_max)
+        return events[np.maximum(events["start_ns"], events["established_ns"]) >= self._since_ns]
+
+
 class Watch:
     """Collects the events of some namespaces; the machine's other traffic is left out."""
 
     def __init__(self, probes: Probes, *namespaces: Namespace) -> None:
         self.probes = probes
+        self.tier = str(probes.tier)
         self.inodes = [namespace.inode for namespace in namespaces]
         self.events = np.empty(0, EVENT)
         self.received = 0
@@ -275,6 +298,45 @@ class Watch:
         )
         assert len(found) == number
         return found
+
+    def tells(self, scenario: Scenario) -> None:
+        """Wait for all that the two namespaces must tell of a scenario in this tier, and nothing else.
+
+        The first namespace is the client's. All events of a connection must have one ISN pair, mirrored where both
+        ends dialled; a failed connect has none.
+        """
+        watched = self.tier != "bcc" or "connect" not in self.probes.refused
+        expected = [_lines(side) for side in scenario.expected(self.tier, connect_watched=watched)]
+        number = sum(map(len, expected))
+        with contextlib.suppress(AssertionError):
+            until(lambda: len(self.pull()) >= number, scenario.name)
+        events = self.pull()
+        sides = [events[events["netns_ino"] == inode] for inode in self.inodes[:2]]
+        seen = [_seen_lines(side) for side in sides]
+        assert seen == expected, f"told: {seen}\nexpected: {expected}"
+        failed = events["type"] == EventType.CONNECT_FAILED
+        pairs = {frozenset(pair(event)) for event in events[~failed]}
+        assert len(pairs) == (not failed.all()), "one pair per connection"
+        assert {pair(event) for event in events[failed]} <= {(0, 0)}
+
+
+def _lines(events: tuple[Told, ...]) -> list[str]:
+    """Return what an end must tell, a line per event, sorted: ends of a connection have no common order."""
+    return sorted(
+        f"{told.kind.name} by {told.closed_by.name} flags {told.flags} errno {told.error} "
+        f"process {told.owner != 'none'} bytes {told.sent}/{told.received}"
+        for told in events
+    )
+
+
+def _seen_lines(events: np.ndarray[Any, np.dtype[Any]]) -> list[str]:
+    """Return what an end told, in the same form."""
+    return sorted(
+        f"{EventType(event['type']).name} by {ClosedBy(event['closed_by']).name} flags {event['flags']} "
+        f"errno {event['error']} process {event['owner'] == Owner.PROCESS} "
+        f"bytes {event['bytes_sent']}/{event['bytes_received']}"
+        for event in events
+    )
 
 
 def pair(event: np.void) -> tuple[int, int]:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 
 from collector.errors import BccError, MemlockError, VerifierError
 from collector.node import bcc
 from collector.node.abi import ClosedBy, EventType, Owner, Role
 from collector.node.probes import ProbeOptions, Probes
+from collector.node.tiers import KPROBE_EVENTS
 from tests.kernel import (
     test_close,
     test_failed,
@@ -25,16 +24,18 @@ from tests.kernel import (
     test_nat,
     test_owner,
 )
-from tests.kernel.node import Watch, text
+from tests.kernel.node import Since, Watch, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from collector.node.ring import Records
     from tests.kernel.node import Namespace
 
 NEEDS_FRESH_PROBES = {"test_open_connections_of_before_are_untracked"}
-OTHER_TIERS = {"test_tp_btf_tier_tells_accept_at_establishment"}
+OTHER_TIERS = {
+    "test_tp_btf_tier_tells_accept_at_establishment",
+    "test_closer_is_known_though_the_last_ack_comes_late",
+}
 for _module in (test_lifecycle, test_close, test_failed, test_owner, test_losses, test_nat):
     globals().update(
         {
@@ -50,24 +51,7 @@ test_network_namespace_that_is_left_out_costs_nothing = (
 test_own_connections_cost_nothing = test_filters.test_own_connections_cost_nothing
 test_cgroup_that_is_left_out_costs_nothing = test_filters.test_cgroup_that_is_left_out_costs_nothing
 
-no_kprobes = pytest.mark.skipif(not bcc.KPROBES.exists(), reason="the kernel has no kprobes")
-
-
-class Since:
-    """The shared probes, but for connections that began before: inodes of removed namespaces come again."""
-
-    def __init__(self, probes: bcc.BccProbes) -> None:
-        self._probes = probes
-        self._since_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-    def __getattr__(self, name: str) -> Any:
-        """Return what the shared probes have."""
-        return getattr(self._probes, name)
-
-    def read(self, records_max: int) -> Records:
-        """Return the next events of connections that began since."""
-        events = self._probes.read(records_max)
-        return events[np.maximum(events["start_ns"], events["established_ns"]) >= self._since_ns]
+no_kprobes = pytest.mark.skipif(not KPROBE_EVENTS.exists(), reason="the kernel has no kprobes")
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +99,13 @@ def test_failed_route_is_told_once(watch: Watch, client: Namespace, address: str
     assert event["closed_by"] == ClosedBy.NONE
 
 
+@pytest.mark.skipif(KPROBE_EVENTS.exists(), reason="the kernel has kprobes")
+def test_missing_kprobes_cost_their_edges_only(shared_probes: bcc.BccProbes) -> None:
+    """The rest is attached, and the reason is told for each."""
+    assert shared_probes.refused.keys() == {"connect", "accept_return"}
+    assert all("no kprobes" in reason for reason in shared_probes.refused.values())
+
+
 @no_kprobes
 def test_full_tier_refuses_nothing(shared_probes: bcc.BccProbes) -> None:
     """Where kprobes are allowed every edge is attached."""
@@ -147,7 +138,9 @@ def test_tier_is_opened_by_its_name(
 
 
 @pytest.mark.parametrize("python", ["/nonexistent/python3", sys.executable], ids=["no-python", "no-package"])
-def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch, python: str) -> None:
+def test_missing_package_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, shared_probes: bcc.BccProbes, python: str
+) -> None:
     """The system's Python, or python3-bpfcc for it."""
     monkeypatch.setattr(bcc, "PYTHON", python)
     with pytest.raises(BccError, match="apt-get install python3-bpfcc"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from collector.errors import (
+    BccError,
     CapabilityError,
     FatalError,
     MemlockError,
@@ -55,7 +56,7 @@ def test_healthy_node_needs_nothing() -> None:
 @pytest.mark.parametrize(
     ("environment", "place", "trial", "name", "remedy"),
     [
-        (replace(HEALTHY, btf=False), PLACE, failed(NoBtfError), "btf", "CONFIG_DEBUG_INFO_BTF"),
+        (replace(HEALTHY, btf=False), PLACE, failed(NoBtfError), "btf", "mend it"),
         (BARE, PLACE, failed(CapabilityError), "capabilities", "BPF and PERFMON"),
         (replace(HEALTHY, capabilities=1 << CAP_BPF), PLACE, failed(CapabilityError), "capabilities", "PERFMON to"),
         (HEALTHY, PLACE, failed(CapabilityError), "capabilities", "mend it"),
@@ -74,6 +75,20 @@ def test_reason_not_to_start_is_one_failed_check(
     assert remedy in str(bad[name].remedy)
     assert trial.error is not None
     assert exit_code(list(bad.values()), trial) == trial.error.exit_code
+
+
+def test_forced_tier_that_fails_says_nothing_of_the_others() -> None:
+    """They were not tried."""
+    trial = replace(failed(VerifierError), wanted="tp_btf")
+    states = {state.name: state.status for state in tier_states(trial)}
+    assert states.pop("tp_btf") == "refused"
+    assert set(states.values()) == {"not asked for"}
+
+
+def test_bcc_that_can_not_serve_is_a_check_of_its_own() -> None:
+    """Where the settings ask for it."""
+    trial = replace(failed(BccError), wanted="bcc")
+    assert found(trial=trial)["bcc"].remedy == "mend it, or leave PODWIRE_TIER at auto"
 
 
 def test_small_memlock_fails_on_old_kernels_only() -> None:

@@ -105,7 +105,8 @@ def test_offsets_take_the_places_of_offsetof(btf: Btf) -> None:
     assert with_offsets(text, btf) == "A = 12, /* offsetof */ B = 4;"
 
 
-def test_bytes_of_something_else_are_refused() -> None:
+@pytest.mark.parametrize("data", [b"", b"\x9f\xeb\x01", bytes(64)], ids=["empty", "cut", "other"])
+def test_bytes_of_something_else_are_refused(data: bytes) -> None:
     """The magic number says what it is."""
     with pytest.raises(UnknownMemberError, match="no type information"):
-        Btf(bytes(64))
+        Btf(data)

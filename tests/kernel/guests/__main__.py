@@ -1,33 +1,26 @@
-"""`python -m tests.kernel.guests`: the kernel tests, or any command, on several kernels, and what came out as a matrix.
+"""`python -m tests.kernel.guests`: the scenarios in every tier, or any command, on several kernels, and a matrix.
 
 The command behind `make kernels`. Progress and the guests' output go to standard error, the matrix to standard output.
-Exit status: 0 when the command succeeded in every guest, 1 when it did not in one, 2 when a guest could not be had.
+Exit status: 0 when all was as the table says (of a command of one's own: it succeeded) in every guest, 1 when it was
+not in one, 2 when a guest could not be had.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from tests.kernel.guests import fetch, guest, image
+from tests.kernel.guests import cells, fetch, guest, image
+from tests.kernel.scenarios import CORE_TIERS, SCENARIOS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 KERNELS = "5.10,6.1,6.12,7"
-PYTEST = (
-    "python",
-    "-m",
-    "pytest",
-    "-v",
-    "--tb=short",
-    "--color=no",
-    "-p",
-    "no:cacheprovider",
-    "tests/kernel",
-)
+PYTEST = ("python", "-m", "pytest", "-v", "--tb=short", "--color=no", "-p", "no:cacheprovider")
 _OUTCOME = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 
 Column = dict[str, str]
@@ -35,9 +28,10 @@ Column = dict[str, str]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command of `arguments` in every guest they name, print the matrix, return the exit status."""
+    """Run the scenarios, or the command of `arguments`, in every guest, print the matrix, return the exit status."""
     options = _options(arguments)
     columns: dict[str, Column] = {}
+    found: dict[str, cells.Cells] = {}
     try:
         kernels = [fetch.kernel(line, refresh=options.refresh) for line in options.kernels.split(",")]
         if options.fetch_only:
@@ -45,15 +39,23 @@ def main(arguments: Sequence[str]) -> int:
                 f"{kernel.line:8} {kernel.release:32} {kernel.folder}\n" for kernel in kernels
             )
             return 0
+        subprocess.run(["make", "-C", str(fetch.ROOT / "bpf")], check=True, stdout=subprocess.DEVNULL)
         for kernel in kernels:
             for cgroup in options.cgroup.split(","):
-                columns[f"{kernel.line} {cgroup}"] = _column(kernel, cgroup, options)
+                name = f"{kernel.line} {cgroup}"
+                found[name] = {}
+                columns[name] = _column(kernel, cgroup, options, found[name])
     except (fetch.FetchError, image.ImageError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    sys.stdout.write(matrix(columns))
     ends = [column["exit status"] for column in columns.values()]
-    return 2 if "none" in ends else int(any(end != "0" for end in ends))
+    if options.command:
+        sys.stdout.write(matrix(columns))
+        good = all(end == "0" for end in ends)
+    else:
+        sys.stdout.write(cells.matrix(found, options.scenarios, options.tiers))
+        good = all(cells.good(column, options.scenarios, options.tiers) for column in found.values())
+    return 2 if "none" in ends else int(not good)
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -62,7 +64,13 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--kernels", default=KERNELS, help="version lines, comma between; 7 is the newest 7.x"
     )
     parser.add_argument("--cgroup", default="v2", help="v2, hybrid (v1 with v2 beside it) or v2,hybrid")
-    parser.add_argument("--timeout", type=float, default=600, metavar="SECONDS", help="per guest")
+    parser.add_argument("--tiers", default=",".join(CORE_TIERS), help="probe tiers, comma between")
+    parser.add_argument(
+        "--scenarios",
+        default=";".join(SCENARIOS),
+        help="rows of tests/kernel/scenarios.py, semicolon between",
+    )
+    parser.add_argument("--timeout", type=float, default=1800, metavar="SECONDS", help="per guest")
     parser.add_argument("--refresh", action="store_true", help="look for newer kernels in the Debian mirror")
     parser.add_argument(
         "--fetch-only", action="store_true", help="fetch the kernels and name them, boot none"
@@ -71,16 +79,28 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--with-compiler", action="store_true", help="put BCC and the kernel's headers into the guests"
     )
     parser.add_argument(
-        "command", nargs="*", help="what to run in the checkout's copy; default: the kernel tests"
+        "command", nargs="*", help="what to run in the checkout's copy instead of the scenarios"
     )
     options = parser.parse_args(arguments)
-    options.command = options.command or list(PYTEST)
+    options.tiers, options.scenarios = options.tiers.split(","), options.scenarios.split(";")
+    if unknown := set(options.scenarios) - set(SCENARIOS):
+        parser.error(f"--scenarios: the table has no {', '.join(sorted(unknown))}")
     if not set(options.cgroup.split(",")) <= {"v2", "hybrid"}:
         parser.error(f"--cgroup {options.cgroup}: v2, hybrid or v2,hybrid")
     return options
 
 
-def _column(kernel: fetch.Kernel, cgroup: guest.Cgroup, options: argparse.Namespace) -> Column:
+def scenario_command(tiers: Sequence[str], scenarios: Sequence[str]) -> list[str]:
+    """Return what plays the scenarios in the tiers, in one run of pytest."""
+    tests = (fetch.ROOT / "tests" / "kernel").glob("test_*.py")
+    files = sorted(f"tests/kernel/{path.name}" for path in tests if ".mark.scenario(" in path.read_text())
+    only = [f"PODWIRE_TEST_SCENARIOS={';'.join(scenarios)}"] if list(scenarios) != list(SCENARIOS) else []
+    return ["env", f"PODWIRE_TEST_TIER={','.join(tiers)}", *only, *PYTEST, *files]
+
+
+def _column(
+    kernel: fetch.Kernel, cgroup: guest.Cgroup, options: argparse.Namespace, found: cells.Cells
+) -> Column:
     """Run the command in one guest and return its outcomes; a guest that did not end has the exit status "none"."""
     sys.stderr.write(f"[{kernel.line} {cgroup}] booting {kernel.release}\n")
 
@@ -92,11 +112,12 @@ def _column(kernel: fetch.Kernel, cgroup: guest.Cgroup, options: argparse.Namesp
     def hear(line: str) -> None:
         show(line)
         column.update(outcomes(line))
+        cells.note(found, line)
 
     try:
         result = guest.run(
             kernel,
-            options.command,
+            options.command or scenario_command(options.tiers, options.scenarios),
             cgroup=cgroup,
             timeout_seconds=options.timeout,
             on_line=hear,

@@ -44,7 +44,19 @@ DISTRIBUTIONS = (
     "structlog",
 )
 CHECKOUT = ("bpf", "build/bpf", "collector", "podwire", "schemas", "tests", "pyproject.toml")
-TOOLS = ("bpftool", "busybox", "dash", "ip", "make", "mount", "nft", "nsenter", "setpriv", "umount", "unshare")
+TOOLS = (
+    "bpftool",
+    "busybox",
+    "dash",
+    "ip",
+    "make",
+    "mount",
+    "nft",
+    "nsenter",
+    "setpriv",
+    "umount",
+    "unshare",
+)
 """Programs of the guest. `make` finds the BPF object up to date there: times are kept, and there is no compiler."""
 LIBRARIES = ("libbpf.so.1",)
 

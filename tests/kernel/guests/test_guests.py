@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.kernel.guests import cpio, fetch, guest, modules
+from tests.kernel.guests import cells, cpio, fetch, guest, modules
 from tests.kernel.guests.__main__ import matrix, outcomes
 
 if TYPE_CHECKING:
@@ -139,3 +139,30 @@ def test_boot_keeps_output_apart_from_the_exit_status() -> None:
 def test_boot_kills_a_guest_that_does_not_end() -> None:
     """Time that runs out leaves no process, keeps the output so far and says so."""
     assert guest.converse(["sh", "-c", "echo one; exec sleep 1000"], 0.2, print) == ("one", None, True)
+
+
+def test_cells_show_the_worst_outcome_and_what_a_tier_cannot_see() -> None:
+    """Good is what went as the table says, in every tier and scenario that was asked for; nothing less."""
+    found: cells.Cells = {}
+    for line in (
+        "podwire-cell\tfentry\tpassed\tno route",
+        "podwire-cell\ttp_btf\tpassed\tno route",
+        "podwire-cell\tfentry\tpassed\trefused",
+        "podwire-cell\tfentry\tfailed\trefused",
+        "tests/kernel/test_failed.py::test_a PASSED",
+    ):
+        cells.note(found, line)
+    rows = [
+        line.split("  ")
+        for line in cells.matrix({"7": found}, ["no route", "refused"], ["fentry", "tp_btf"]).splitlines()
+    ]
+    assert [[cell.strip() for cell in row if cell] for row in rows] == [
+        ["kernel", "7", "7"],
+        ["tier", "fentry", "tp_btf"],
+        ["no route", "ok", "less"],
+        ["refused", "FAILED", "-"],
+        ["good of 2", "1", "1"],
+    ]
+    assert cells.good(found, ["no route"], ["fentry", "tp_btf"])
+    assert not cells.good(found, ["no route", "refused"], ["fentry"])
+    assert not cells.good(found, ["refused"], ["tp_btf"])

@@ -1,0 +1,30 @@
+"""A few scenarios on the oldest and the newest kernel of the matrix, each in a guest: what CI runs of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kernel.guests import cells, fetch, guest, image
+from tests.kernel.guests.__main__ import scenario_command
+
+TIERS = ("fentry", "tp_btf")
+SCENARIOS = ("IPv4", "Fast Open", "accept", "never accepted", "refused", "no route")
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("line", ["5.10", "7"])
+def test_scenarios_go_as_the_table_says_on_another_kernel(line: str) -> None:
+    """The same object, the highest and the lowest tier."""
+    found: cells.Cells = {}
+    try:
+        result = guest.run(
+            fetch.kernel(line),
+            scenario_command(TIERS, SCENARIOS),
+            timeout_seconds=500,
+            on_line=lambda text: cells.note(found, text),
+        )
+    except (fetch.FetchError, image.ImageError) as error:
+        pytest.skip(f"no guest with kernel {line}: {error}")
+    assert cells.good(found, SCENARIOS, TIERS), (
+        f"{cells.matrix({line: found}, SCENARIOS, TIERS)}\n{result.output}"
+    )
