@@ -29,7 +29,7 @@ from collector.node.cgroups import Cgroups, Journal
 from collector.node.layout import Btf, UnknownMemberError, with_offsets
 from collector.node.load_errors import last_useful_line
 from collector.node.ring import EventRing, NameRing, require_ordered_loads
-from collector.node.tiers import BTF_FILE, KPROBE_EVENTS, STATE_PROGRAMS
+from collector.node.tiers import BTF_FILE, KPROBE_EVENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,6 +51,7 @@ KERNEL_ARCHIVE = Path("/sys/kernel/kheaders.tar.xz")
 ACTION_HEADERS = "install the headers of the running kernel (apt-get install linux-headers-$(uname -r))."
 ACTION_PACKAGE = "install Debian's python3-bpfcc (apt-get install python3-bpfcc)."
 
+STATE_PROGRAMS = ("state_first", "state_second")
 PROBES = (
     ("connect", "connect4_enter", "kprobe", "tcp_v4_connect"),
     ("connect", "connect4_exit", "kretprobe", "tcp_v4_connect"),
