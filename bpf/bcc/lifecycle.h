@@ -87,8 +87,13 @@ static __always_inline void learn_owner(struct podwire_event *entry, int owned, 
 		return;
 	}
 	own_by_process(entry);
-	if (!entry->type)
+	if (!entry->type) {
+		__u8 closed_by = entry->closed_by;
+
+		entry->closed_by = PODWIRE_CLOSED_NONE; /* the peer's FIN may have come first */
 		emit(entry, PODWIRE_ACCEPT, now_ns);
+		entry->closed_by = closed_by;
+	}
 }
 
 /* ---- connect ---- */

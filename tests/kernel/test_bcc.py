@@ -16,6 +16,7 @@ from collector.node.abi import ClosedBy, EventType, Owner, Role
 from collector.node.probes import ProbeOptions, Probes
 from collector.node.tiers import KPROBE_EVENTS
 from tests.kernel import (
+    test_accept,
     test_close,
     test_failed,
     test_filters,
@@ -36,7 +37,7 @@ OTHER_TIERS = {
     "test_tp_btf_tier_tells_accept_at_establishment",
     "test_closer_is_known_though_the_last_ack_comes_late",
 }
-for _module in (test_lifecycle, test_close, test_failed, test_owner, test_losses, test_nat):
+for _module in (test_accept, test_lifecycle, test_close, test_failed, test_owner, test_losses, test_nat):
     globals().update(
         {
             name: value

@@ -32,11 +32,12 @@ def accept(listener: socket.socket) -> socket.socket:
     if ring < 0:
         raise NoUringError(ctypes.get_errno(), "io_uring_setup")
     _, sq_tail, _, _, _, _, sq_array = struct.unpack_from("7I", params, SQ_OFFSETS_AT)
-    _, _, _, cq_entries, _, cqes = struct.unpack_from("6I", params, CQ_OFFSETS_AT)
+    _, cq_entries = struct.unpack_from("2I", params)
+    *_, cqes = struct.unpack_from("6I", params, CQ_OFFSETS_AT)
     try:
         with (
             mmap.mmap(ring, sq_array + 4 * ENTRIES) as sq,
-            mmap.mmap(ring, cqes + CQE_BYTES * max(cq_entries, 2 * ENTRIES), offset=OFFSET_CQ) as cq,
+            mmap.mmap(ring, cqes + CQE_BYTES * cq_entries, offset=OFFSET_CQ) as cq,
             mmap.mmap(ring, SQE_BYTES * ENTRIES, offset=OFFSET_SQES) as sqes,
         ):
             struct.pack_into("BBHi", sqes, 0, OP_ACCEPT, 0, 0, listener.fileno())

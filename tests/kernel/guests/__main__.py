@@ -76,13 +76,17 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--fetch-only", action="store_true", help="fetch the kernels and name them, boot none"
     )
     parser.add_argument(
-        "--with-compiler", action="store_true", help="put BCC and the kernel's headers into the guests"
+        "--with-compiler",
+        action="store_true",
+        help="put BCC and the kernel's headers into the guests, and play tier bcc too",
     )
     parser.add_argument(
         "command", nargs="*", help="what to run in the checkout's copy instead of the scenarios"
     )
     options = parser.parse_args(arguments)
     options.tiers, options.scenarios = options.tiers.split(","), options.scenarios.split(";")
+    if options.with_compiler:
+        options.tiers.append("bcc")
     if unknown := set(options.scenarios) - set(SCENARIOS):
         parser.error(f"--scenarios: the table has no {', '.join(sorted(unknown))}")
     if not set(options.cgroup.split(",")) <= {"v2", "hybrid"}:
@@ -94,8 +98,13 @@ def scenario_command(tiers: Sequence[str], scenarios: Sequence[str]) -> list[str
     """Return what plays the scenarios in the tiers, in one run of pytest."""
     tests = (fetch.ROOT / "tests" / "kernel").glob("test_*.py")
     files = sorted(f"tests/kernel/{path.name}" for path in tests if ".mark.scenario(" in path.read_text())
-    only = [f"PODWIRE_TEST_SCENARIOS={';'.join(scenarios)}"] if list(scenarios) != list(SCENARIOS) else []
-    return ["env", f"PODWIRE_TEST_TIER={','.join(tiers)}", *only, *PYTEST, *files]
+    if "bcc" in tiers:
+        files.append("tests/kernel/test_bcc.py")
+    environment = {
+        "PODWIRE_TEST_TIER": ",".join(tier for tier in tiers if tier != "bcc") or "auto",
+        "PODWIRE_TEST_SCENARIOS": ";".join(scenarios),
+    }
+    return ["env", *(f"{name}={value}" for name, value in environment.items()), *PYTEST, *files]
 
 
 def _column(
