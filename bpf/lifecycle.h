@@ -74,10 +74,15 @@ static __always_inline int is_open(const struct podwire_event *entry)
 	return entry->established_ns || entry->flags & PODWIRE_OPEN_UNSEEN;
 }
 
-static __always_inline int same_connection(const struct podwire_event *one, const struct podwire_event *other)
+/* Whether the entry is of the connection that the socket has now; see fill_isn. */
+static __always_inline int same_connection(const struct podwire_event *entry, const struct tcp_sock *tcp)
 {
-	return one->role == other->role && one->client_isn == other->client_isn && one->server_isn == other->server_isn &&
-	       one->local_port == other->local_port && one->remote_port == other->remote_port;
+	__u32 local = tcp->snd_una - (__u32)tcp->bytes_acked;
+	__u32 remote = tcp->rcv_nxt - (__u32)tcp->bytes_received - 1;
+
+	if (entry->role == PODWIRE_CLIENT)
+		return entry->client_isn == local && entry->server_isn == remote;
+	return entry->client_isn == remote && entry->server_isn == local - 1;
 }
 
 /* An entry that outlived its socket: its end was not seen, and the kernel has given the address away again. */
@@ -192,9 +197,8 @@ static __always_inline void connect_failed(struct podwire_event *entry, const st
 
 /* Usually in softirq, before any process has the socket: ACCEPT waits for the accept call, if that is watched. */
 static __always_inline void passive_open(struct sock *sk, const struct tcp_sock *tcp,
-					 const struct podwire_event *known, __u64 now_ns)
+					 const struct podwire_event *accepted_early, __u64 now_ns)
 {
-	const struct podwire_event *accepted_early = known && !is_open(known) ? known : 0;
 	struct podwire_event entry = {
 		.established_ns = now_ns,
 		.role = PODWIRE_SERVER,
@@ -215,11 +219,6 @@ static __always_inline void passive_open(struct sock *sk, const struct tcp_sock 
 	if (filtered(&entry))
 		return;
 	fill_isn(&entry, tcp);
-	if (known && is_open(known)) {
-		if (same_connection(known, &entry))
-			return; /* another copy was here */
-		forget_stale(known);
-	}
 	entry.socket_cookie = cookie_of(sk);
 	if (!accepted_early && socket_left_out(sk))
 		entry.type = SILENT;
@@ -235,7 +234,13 @@ static __always_inline void established(struct sock *sk, const struct tcp_sock *
 	__u64 key = (__u64)sk, now_ns = bpf_ktime_get_boot_ns();
 	struct podwire_event *entry = bpf_map_lookup_elem(&sockets, &key);
 
-	if (entry && entry->role == PODWIRE_CLIENT && !is_open(entry))
+	if (entry && is_open(entry)) {
+		if (same_connection(entry, tcp))
+			return; /* another copy was here */
+		forget_stale(entry);
+		entry = 0;
+	}
+	if (entry && entry->role == PODWIRE_CLIENT)
 		connected(entry, sk, tcp, now_ns);
 	else if (old_state == TCP_SYN_RECV)
 		passive_open(sk, tcp, entry, now_ns);
