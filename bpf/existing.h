@@ -3,7 +3,7 @@
  * Connections between their open and their close: those that were open before the probes (EXISTING), those that
  * live long (PROGRESS), and entries whose end the kernel did not show (lost: missed_close).
  *
- * The iterators read sockets without their lock, by probe reads: what must fit together is read until it twice
+ * Both read sockets without their lock, by probe reads: what must fit together is read until it twice
  * says the same, and an entry's socket is recognised before and after.
  */
 #ifndef PODWIRE_EXISTING_H
@@ -12,6 +12,7 @@
 #define UNSTABLE_READS_MAX 4
 #define OPENING_GRACE_NS 1000000000ULL /* an attempt's entry is made before its socket leaves CLOSE */
 #define NS_PER_MS 1000000ULL
+#define SWEEP_KEYS 12 /* arguments that a test run takes: include/linux/filter.h, MAX_BPF_FUNC_ARGS */
 
 /* ---- reading without the lock ---- */
 
@@ -292,14 +293,20 @@ static __always_inline void bury(const struct podwire_event *event, __u64 key)
 	count(PODWIRE_LOST_MISSED_CLOSE);
 }
 
-/* Returns 1 if an event was made. `entry` lies in the map, whose element may be given away under our hands. */
-static __always_inline int sweep_entry(__u64 key, struct podwire_event *entry)
+/*
+ * Returns 1 if an event was made. The entry's element may be given away under our hands. Not static, so that the
+ * verifier reads it once and not at each of its calls.
+ */
+__noinline int sweep_socket(__u64 key)
 {
+	struct podwire_event *entry = bpf_map_lookup_elem(&sockets, &key);
 	const struct sock *sk = (const struct sock *)key;
 	__u64 now_ns = bpf_ktime_get_boot_ns(), told_ns;
 	struct sequence sequence = {};
 	struct podwire_event event;
 
+	if (!entry)
+		return 0;
 	__builtin_memcpy(&event, entry, sizeof(event));
 	if (is_dead(&event, sk, now_ns)) {
 		bury(&event, key);

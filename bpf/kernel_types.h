@@ -263,12 +263,6 @@ struct bpf_iter__task_file {
 	struct file *file;
 };
 
-struct bpf_iter__bpf_map_elem {
-	struct bpf_iter_meta *meta;
-	void *key;
-	void *value;
-};
-
 #pragma clang attribute pop
 
 #define __VMLINUX_H__ /* bpf_tracing.h then takes the kernel's names of pt_regs' members */

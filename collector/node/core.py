@@ -7,11 +7,12 @@ and never decides which programs run. Called by probes.py and pins.py.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,13 +20,18 @@ from collector.errors import AbiError, FatalError, ObjectMissingError
 from collector.node.abi import ABI_VERSION, OPTIONS
 from collector.node.load_errors import load_error
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 LIBBPF = "libbpf.so.1"
 OPTIONS_MAP = b".rodata.options"
 BTF_KIND_FUNC = 12
 BTF_INFO, BTF_TYPE, BTF_VLEN_MASK = 1, 2, 0xFFFF
 """Words of struct btf_type: kind and number of members, type (include/uapi/linux/btf.h)."""
 TEST_RUN_WORDS = 10
+TEST_RUN_CONTEXT, TEST_RUN_CONTEXT_BYTES, TEST_RUN_RESULT = 4, 6, 7
 """struct bpf_test_run_opts of libbpf 1.0 in words of 8 bytes; the first one is its size, 0 elsewhere is the default."""
+KEYS_PER_READ = 600
 VERIFIER_LOG_BYTES = 1 << 20
 WARNINGS_MAX = 20
 
@@ -53,6 +59,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_obj_pin": (_INT, [_INT, _TEXT]),
     "bpf_obj_get": (_INT, [_TEXT]),
     "bpf_map_lookup_elem": (_INT, [_INT, _POINTER, _POINTER]),
+    "bpf_map_lookup_batch": (_INT, [_INT, *[_POINTER] * 5, _POINTER]),
     "bpf_map_update_elem": (_INT, [_INT, _POINTER, _POINTER, ctypes.c_uint64]),
     "bpf_program__fd": (_INT, [_POINTER]),
     "bpf_prog_test_run_opts": (_INT, [_INT, _POINTER]),
@@ -62,22 +69,6 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "btf__free": (None, [_POINTER]),
 }
 _warnings: list[str] = []
-
-
-class _IteratorTarget(ctypes.Structure):
-    """union bpf_iter_link_info of a map."""
-
-    _fields_ = (("map_descriptor", ctypes.c_uint32), ("rest", ctypes.c_uint32 * 3))
-
-
-class _IteratorOptions(ctypes.Structure):
-    """struct bpf_iter_attach_opts."""
-
-    _fields_ = (
-        ("size", ctypes.c_size_t),
-        ("target", ctypes.POINTER(_IteratorTarget)),
-        ("target_bytes", ctypes.c_uint32),
-    )
 
 
 def _keep_warning(level: int, form: bytes, arguments: int | None) -> int:
@@ -119,7 +110,7 @@ class LoadPlan:
         options: read-only options by member of struct podwire_options.
         map_contents: entries (key, value) by map name, there before a program is attached.
         unattached: those of `programs` that are run by hand.
-        iterators: names of the iterator programs to load, each with the map it walks, None for no map.
+        iterators: names of the iterator programs to load.
     """
 
     object_path: Path
@@ -127,7 +118,7 @@ class LoadPlan:
     map_entries: dict[str, int]
     options: dict[str, int]
     map_contents: dict[str, tuple[tuple[bytes, bytes], ...]] = field(default_factory=dict)
-    iterators: dict[str, str | None] = field(default_factory=dict)
+    iterators: tuple[str, ...] = ()
     unattached: tuple[str, ...] = ()
 
     def attached(self) -> tuple[str, ...]:
@@ -244,21 +235,14 @@ class BpfObject:
             raise OSError(code, f"can't attach {program}: {_reason(code)}")
         self._links[program] = link
 
-    def attach_iterator(self, program: str, map_name: str | None = None) -> None:
-        """Make one iterator program ready for `link_descriptor` and `start_iterator`, over a map if it is named.
+    def attach_iterator(self, program: str) -> None:
+        """Make one iterator program ready for `link_descriptor` and `start_iterator`.
 
         Raises:
             OSError: the kernel refused.
         """
         _warnings.clear()
-        options = None
-        if map_name is not None:
-            info = _IteratorTarget(self.map_descriptor(map_name))
-            options = _IteratorOptions(
-                ctypes.sizeof(_IteratorOptions), ctypes.pointer(info), ctypes.sizeof(info)
-            )
-        pointer = ctypes.byref(options) if options else None
-        link = self._library.bpf_program__attach_iter(self._programs[program], pointer)
+        link = self._library.bpf_program__attach_iter(self._programs[program], None)
         if not link:
             code = ctypes.get_errno()
             raise OSError(code, f"can't attach {program}: {_reason(code)}")
@@ -290,12 +274,46 @@ class BpfObject:
         self._library.bpf_object__close(self._handle)
 
 
-def run_program(descriptor: int) -> None:
-    """Run a program of type raw_tp once, in this process; raises OSError if the kernel refuses (before 5.10)."""
+def run_program(descriptor: int, arguments: np.ndarray | None = None) -> int:
+    """Run a program of type raw_tp once, in this process, and return what it returns.
+
+    `arguments`: u64, contiguous, 12 at most. Raises OSError if the kernel refuses (before 5.10).
+    """
     options = (ctypes.c_uint64 * TEST_RUN_WORDS)(TEST_RUN_WORDS * 8)
+    if arguments is not None:
+        options[TEST_RUN_CONTEXT] = arguments.ctypes.data
+        options[TEST_RUN_CONTEXT_BYTES] = arguments.nbytes
     code = -_libbpf().bpf_prog_test_run_opts(descriptor, options)
     if code:
         raise OSError(code, os.strerror(code))
+    return options[TEST_RUN_RESULT] & 0xFFFFFFFF
+
+
+def map_keys(descriptor: int, value_bytes: int) -> Iterator[np.ndarray]:
+    """Yield the keys of a hash map with keys of u64, some hundreds at a time, each array good until the next one.
+
+    What is inserted or deleted meanwhile may be there or not; what stays is there once. OSError before kernel 5.6.
+    """
+    keys, values = np.empty(KEYS_PER_READ, "<u8"), np.empty(KEYS_PER_READ * value_bytes, "u1")
+    position, count, more = ctypes.c_uint32(), ctypes.c_uint32(), False
+    while True:
+        count.value = KEYS_PER_READ
+        code = -_libbpf().bpf_map_lookup_batch(
+            descriptor,
+            ctypes.byref(position) if more else None,
+            ctypes.byref(position),
+            keys.ctypes.data,
+            values.ctypes.data,
+            ctypes.byref(count),
+            None,
+        )
+        if code not in {0, errno.ENOENT}:
+            raise OSError(code, os.strerror(code))
+        if count.value:
+            yield keys[: count.value]
+        if code:
+            return
+        more = True
 
 
 def function_arguments(name: str) -> int | None:

@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from collector.node.probes import ProbeOptions
 
 NOTE_SELF = "note_self"
-UNATTACHED_PROGRAMS = (NOTE_SELF,)
-"""Loaded to be run, or attached by others."""
-PINNED_NOTE_SELF = f"program_{NOTE_SELF}"
-PINNED_MAPS = ("events", "names", "counters")
 SWEEP, FIND_EXISTING, RECEIVE = "sweep", "find_existing", "receive"
+UNATTACHED_PROGRAMS = (SWEEP, NOTE_SELF)
+"""Loaded to be run, or attached by others."""
+PINNED_MAPS = ("events", "names", "counters", "sockets")
 SOCKET_COOKIE_SINCE = (5, 12)
 
 
@@ -34,17 +33,17 @@ def plan_of(options: ProbeOptions, environment: tiers.Environment, tier: tiers.T
     """Return what the tier loads with these options."""
     controller, hierarchy = choose_hierarchy(Path("/proc/self/cgroup").read_text(encoding="utf-8"))
     filters = options.filters.map_contents()
-    programs = tiers.programs(tier.name, environment) + ((NOTE_SELF,) if options.filter_own else ())
-    iterators: dict[str, str | None] = {SWEEP: "sockets"}
-    if options.existing and sees_all_processes():
-        iterators[FIND_EXISTING] = None
-    elif options.existing:
+    walks_files = options.existing and sees_all_processes()
+    programs = (*tiers.programs(tier.name, environment), SWEEP)
+    if options.filter_own:
+        programs += (NOTE_SELF,)
+    if options.existing and not walks_files:
         programs += (RECEIVE,)
     return LoadPlan(
         object_path=options.object_path,
         programs=programs,
         unattached=UNATTACHED_PROGRAMS,
-        iterators=iterators,
+        iterators=(FIND_EXISTING,) if walks_files else (),
         map_entries={
             "events": options.ring_bytes,
             "names": options.names_ring_bytes,
@@ -69,14 +68,14 @@ def plan_of(options: ProbeOptions, environment: tiers.Environment, tier: tiers.T
 
 def kept_names(plan: LoadPlan) -> list[str]:
     """Return what a collector holds open, as it is named in the pin folder: maps, programs, links to iterators."""
-    programs = [f"program_{program}" for program in plan.attached()]
+    programs = [f"program_{program}" for program in plan.programs]
     return [*PINNED_MAPS, *programs, *(f"link_{iterator}" for iterator in plan.iterators)]
 
 
 def pinned_names(plan: LoadPlan) -> set[str]:
     """Return what must be pinned for a collector to take the probes over."""
     links = {f"link_{program}" for program in plan.attached()}
-    return {*kept_names(plan), *links} | ({PINNED_NOTE_SELF} if NOTE_SELF in plan.programs else set())
+    return {*kept_names(plan), *links}
 
 
 def identity_of(plan: LoadPlan) -> str:

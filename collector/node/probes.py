@@ -9,24 +9,23 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import structlog
 
 from collector.errors import BccError, CapabilityError, NoBtfError, SettingsError, VerifierError
 from collector.node import core, tiers
-from collector.node.abi import Counter
+from collector.node.abi import EVENT, Counter
 from collector.node.cgroups import Cgroups, Journal
-from collector.node.existing import Walks
+from collector.node.existing import IteratorPass, SweepPass, Walks
 from collector.node.filters import Filters
 from collector.node.pins import PinFolder
 from collector.node.plan import (
     FIND_EXISTING,
     NOTE_SELF,
     PINNED_MAPS,
-    PINNED_NOTE_SELF,
     SWEEP,
     identity_of,
     kept_names,
@@ -36,12 +35,15 @@ from collector.node.plan import (
 from collector.node.ring import EventRing, NameRing
 
 if TYPE_CHECKING:
+    from collector.node.existing import Pass
     from collector.node.ring import Records
 
 DEFAULT_OBJECT = Path(__file__).resolve().parents[2] / "build/bpf/podwire.bpf.o"
 KNOWN_PER_NAMED = 8
 """We remember so many times more cgroups than the kernel remembers having told."""
 PAGE_BYTES = 4096
+SWEEP_KEYS = 12
+"""bpf/existing.h"""
 _log = structlog.get_logger()
 
 
@@ -119,10 +121,9 @@ class Probes:
         self._counters = descriptors["counters"]
         self._descriptors = descriptors
         self._programs = {name: number for name, number in descriptors.items() if "program_" in name}
-        find = descriptors.get(f"link_{FIND_EXISTING}")
         self._walks = Walks(
-            find_existing=None if find is None else partial(core.start_iterator, find),
-            sweep=partial(core.start_iterator, descriptors[f"link_{SWEEP}"]),
+            find_existing=self._walk_files if f"link_{FIND_EXISTING}" in descriptors else None,
+            sweep=self._walk_sockets,
             progress_interval_s=options.progress_interval_s,
             events_max=options.walk_events_max,
         )
@@ -173,9 +174,7 @@ class Probes:
         folder = pins.subfolder(identity_of(plan))
         descriptors = {name: core.open_pinned(folder / name) for name in kept_names(plan)}
         if options.filter_own:
-            note_self = core.open_pinned(folder / PINNED_NOTE_SELF)
-            core.run_program(note_self)
-            os.close(note_self)
+            core.run_program(descriptors[f"program_{NOTE_SELF}"])
         cgroups = _cgroups(options)
         cgroups.restore()
         return cls(
@@ -219,8 +218,8 @@ class Probes:
                 core.run_program(loaded.program_descriptor(NOTE_SELF))
             for program in plan.attached():
                 loaded.attach(program)
-            for program, target in plan.iterators.items():
-                loaded.attach_iterator(program, target)
+            for program in plan.iterators:
+                loaded.attach_iterator(program)
         except OSError as error:
             loaded.close()
             raise CapabilityError(
@@ -229,7 +228,7 @@ class Probes:
             ) from error
         descriptors = {name: loaded.map_descriptor(name) for name in PINNED_MAPS}
         descriptors |= {f"link_{name}": loaded.link_descriptor(name) for name in plan.iterators}
-        descriptors |= {f"program_{name}": loaded.program_descriptor(name) for name in plan.attached()}
+        descriptors |= {f"program_{name}": loaded.program_descriptor(name) for name in plan.programs}
         cgroups = _cgroups(options)
         cgroups.forget()
         probes = cls(
@@ -247,8 +246,6 @@ class Probes:
             for name, descriptor in self._descriptors.items():
                 if not name.startswith("link_"):
                     core.pin(descriptor, folder / name)
-            if NOTE_SELF in plan.programs:
-                core.pin(self._loaded.program_descriptor(NOTE_SELF), folder / PINNED_NOTE_SELF)
             self._loaded.pin_links(folder)
         except OSError as error:
             pins.remove_all()
@@ -280,6 +277,18 @@ class Probes:
     def tend(self, now_s: float) -> int:
         """Ask a little for EXISTING and PROGRESS at monotonic time `now_s`; return how many events were made."""
         return self._walks.step(now_s)
+
+    def _walk_files(self) -> Pass:
+        return IteratorPass(core.start_iterator(self._descriptors[f"link_{FIND_EXISTING}"]))
+
+    def _walk_sockets(self) -> Pass:
+        program, row = self._descriptors[f"program_{SWEEP}"], np.zeros(SWEEP_KEYS, "<u8")
+
+        def look_at(keys: np.ndarray) -> int:
+            row[: len(keys)], row[len(keys) :] = keys, 0
+            return core.run_program(program, row)
+
+        return SweepPass(core.map_keys(self._descriptors["sockets"], EVENT.itemsize), look_at, SWEEP_KEYS)
 
     def detach(self) -> None:
         """Stop the probes; what is in the rings can still be read."""

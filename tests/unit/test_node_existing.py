@@ -1,13 +1,14 @@
-"""When the kernel's iterators are walked, and how much of them at once."""
+"""When sockets are walked, and how many at once."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
-from collector.node.existing import Walk, Walks
+from collector.node.existing import IteratorPass, Pass, SweepPass, Walk, Walks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -15,18 +16,18 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def iterator(tmp_path: Path) -> Callable[[int], Callable[[], int]]:
+def iterator(tmp_path: Path) -> Callable[[int], Callable[[], Pass]]:
     """Make openers of iterators that make so many events."""
 
-    def make(events: int) -> Callable[[], int]:
+    def make(events: int) -> Callable[[], Pass]:
         path = tmp_path / f"{events}"
         path.write_bytes(b"\1" * events)
-        return lambda: os.open(path, os.O_RDONLY)
+        return lambda: IteratorPass(os.open(path, os.O_RDONLY))
 
     return make
 
 
-def test_walk_goes_on_where_the_last_step_ended(iterator: Callable[[int], Callable[[], int]]) -> None:
+def test_walk_goes_on_where_the_last_step_ended(iterator: Callable[[int], Callable[[], Pass]]) -> None:
     """Ten at a time, until the end; then nothing before the next start is due."""
     walk = Walk(iterator(25), 0.0, 60.0)
     assert [walk.step(now_s, 10) for now_s in range(6)] == [10, 10, 5, 0, 0, 0]
@@ -35,7 +36,7 @@ def test_walk_goes_on_where_the_last_step_ended(iterator: Callable[[int], Callab
 
 
 def test_walk_that_is_late_starts_anew_only_after_its_end(
-    iterator: Callable[[int], Callable[[], int]],
+    iterator: Callable[[int], Callable[[], Pass]],
 ) -> None:
     """A walk slower than its period is finished first: no connection waits twice."""
     walk = Walk(iterator(25), 0.0, 1.0)
@@ -43,7 +44,7 @@ def test_walk_that_is_late_starts_anew_only_after_its_end(
     walk.close()
 
 
-def test_walks_over_files_are_two(iterator: Callable[[int], Callable[[], int]]) -> None:
+def test_walks_over_files_are_two(iterator: Callable[[int], Callable[[], Pass]]) -> None:
     """Sockets of before are looked for at once and a little later, and then no more."""
     walks = Walks(iterator(3), iterator(0), progress_interval_s=0.0, events_max=10)
     assert [walks.step(now_s) for now_s in (0.0, 1.0, 4.0, 5.0, 6.0, 7.0, 1000.0)] == [3, 0, 0, 3, 0, 0, 0]
@@ -51,7 +52,7 @@ def test_walks_over_files_are_two(iterator: Callable[[int], Callable[[], int]]) 
     assert walks.step(2000.0) == 0
 
 
-def test_sweeps_come_four_times_an_interval(iterator: Callable[[int], Callable[[], int]]) -> None:
+def test_sweeps_come_four_times_an_interval(iterator: Callable[[int], Callable[[], Pass]]) -> None:
     """So that a PROGRESS is late by a fourth at most; a sweep has its end at its second step."""
     walks = Walks(None, iterator(1), progress_interval_s=8.0, events_max=10)
     assert [walks.step(float(now_s)) for now_s in range(9)] == [1, 0, 1, 0, 1, 0, 1, 0, 1]
@@ -59,16 +60,16 @@ def test_sweeps_come_four_times_an_interval(iterator: Callable[[int], Callable[[
 
 
 @pytest.fixture
-def slow_iterator() -> Iterator[tuple[Callable[[], int], Callable[[bytes], int]]]:
+def slow_iterator() -> Iterator[tuple[Callable[[], Pass], Callable[[bytes], int]]]:
     """An iterator that the kernel breaks off without an event and without an end, as it does after a million."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
-    yield lambda: reader, lambda made: os.write(writer, made)
+    yield lambda: IteratorPass(reader), lambda made: os.write(writer, made)
     os.close(writer)
 
 
 def test_walk_goes_on_after_a_step_without_events(
-    slow_iterator: tuple[Callable[[], int], Callable[[bytes], int]],
+    slow_iterator: tuple[Callable[[], Pass], Callable[[bytes], int]],
 ) -> None:
     """EAGAIN is neither an event nor the end."""
     start, make = slow_iterator
@@ -77,3 +78,18 @@ def test_walk_goes_on_after_a_step_without_events(
     make(b"\1\1")
     assert walk.step(1.0, 10) == 2
     walk.close()
+
+
+def test_sweep_ends_a_step_by_events_and_by_entries() -> None:
+    """A step makes no more events than it may, and looks at eight entries for each at most."""
+    looks: list[int] = []
+
+    def look_at(keys: np.ndarray) -> int:
+        looks.append(len(keys))
+        return int((keys == 1).sum())
+
+    chunks = [[1] * 6, [0] * 50, [1] * 3]
+    sweep = SweepPass(iter([np.array(chunk, "<u8") for chunk in chunks]), look_at, 4)
+    assert [sweep.advance(5) for _ in range(4)] == [5, 1, 3, None]
+    assert looks[:4] == [4, 1, 1, 4]
+    assert sum(looks) == 59
