@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import deque
+from collections import Counter, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlparse
+
+WATCHED_SECONDS_MAX = 20.0
 
 
 class ApiServer:
@@ -35,6 +37,7 @@ class ApiServer:
         self._floor = 0
         self._closing = False
         self._epoch = 0
+        self._watching: Counter[str] = Counter()
         self._objects: dict[str, dict[str, dict[str, Any]]] = {"pods": {}, "services": {}, "nodes": {}}
         self._events: list[tuple[int, str, str]] = []
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"api": self}))
@@ -74,8 +77,11 @@ class ApiServer:
         )
 
     def raw(self, kind: str, line: str) -> None:
-        """Send any line to the watches of a kind that are open now."""
+        """Send any line to the watches of a kind that are open; waits for one if there is none."""
         with self.changed:
+            assert self.changed.wait_for(lambda: self._watching[kind], WATCHED_SECONDS_MAX), (
+                f"no watch of {kind}"
+            )
             self._events.append((0, kind, line))
             self.changed.notify_all()
 
@@ -117,8 +123,19 @@ class ApiServer:
 
     def stream(self, kind: str, query: dict[str, str], send: Any) -> None:
         """Send a watch's events until it ends."""
-        start, epoch = int(query["resourceVersion"]), self._epoch
-        opened, position = len(self._events), 0
+        with self.changed:
+            epoch, opened = self._epoch, len(self._events)
+            self._watching[kind] += 1
+            self.changed.notify_all()
+        try:
+            self._send_events(kind, int(query["resourceVersion"]), (epoch, opened), send)
+        finally:
+            with self.changed:
+                self._watching[kind] -= 1
+
+    def _send_events(self, kind: str, start: int, opened_at: tuple[int, int], send: Any) -> None:
+        epoch, opened = opened_at
+        position = 0
         while True:
             with self.changed:
                 if self._closing or self._epoch != epoch:
