@@ -38,11 +38,11 @@ needs_kernel = pytest.mark.skipif(
 )
 
 
-def await_that(condition: Callable[[], bool], what: str) -> None:
-    """Return when the condition holds; fail after a minute."""
+def await_that(condition: Callable[[], bool], what: str, more: Callable[[], str] = str) -> None:
+    """Return when the condition holds; fail after a minute, saying `more`."""
     deadline = time.monotonic() + DEADLINE_S
     while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
+        assert time.monotonic() < deadline, f"never: {what}; {more()}"
         time.sleep(0.05)
 
 
@@ -76,10 +76,14 @@ class Collector:
         lines = [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == event]
 
+    def said(self) -> str:
+        """Return the whole log."""
+        return self._log.read_text()
+
     def await_line(self, event: str) -> dict[str, Any]:
         """Return the first log line of that event, waiting for it."""
         await_that(lambda: bool(self.lines(event)) or self.process.poll() is not None, event)
-        assert self.lines(event), self._log.read_text()
+        assert self.lines(event), self.said()
         return self.lines(event)[0]
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
@@ -228,7 +232,6 @@ def test_connections_reach_kafka_and_the_counts_are_exact(
     assert last["last"]
     lost = {reason: count for reason, count in last["lost"].items() if reason != "name_ring_full"}
     assert last["attempted"] == last["received"] + sum(lost.values()), lost
-    print("LOST", lost, last["attempted"])
     assert last["received"] == last["published"]
 
 
@@ -254,5 +257,5 @@ def test_killed_collector_misses_nothing_when_its_probes_are_pinned(
         assert second.await_line("started")["reused_probes"]
         second.await_line("topics_found")
         connect(wire, 20)
+        await_that(lambda: kinds(bootstrap, first.node) == expected(60), "60 connections", second.said)
         assert second.end() == 0
-    assert kinds(bootstrap, first.node) == expected(60)
