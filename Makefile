@@ -31,7 +31,8 @@ kafka: ## fetch Apache Kafka's jars from Maven Central to build/kafka
 demo: setup ## show the whole pipeline on this machine, until Ctrl-C (root)
 	@exec $(PYTHON_VENV) -m podwire demo --seconds $(DEMO_SECONDS)
 
-test kernels: export PODWIRE_SETUP_FOR := tests # more system packages than the demo needs
+# More system packages than the demo needs.
+test kernels: export PODWIRE_SETUP_FOR := tests
 
 test: setup ## run all tests (root, for the probes)
 	@exec $(PYTHON_VENV) -m pytest $(TESTS)
