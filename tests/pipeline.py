@@ -12,7 +12,7 @@ import time
 from collections import Counter, defaultdict
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import pytest
 
@@ -43,13 +43,28 @@ def need_root_and_btf() -> None:
         pytest.skip("needs a kernel with BTF (/sys/kernel/btf/vmlinux)")
 
 
+class Kafka(Protocol):
+    """One broker or several."""
+
+    bootstrap: str
+
+    def start(self) -> None:
+        """Start and return once it answers."""
+
+    def stop(self) -> None:
+        """End it."""
+
+
 class Pipeline:
     """Broker, lab and services; use it in a `with`.
 
     Attributes:
         flows: distinct flow records seen so far, by identity.
         repeats: how often an identity came again.
+        replication: factor of the topics.
     """
+
+    replication = 1
 
     def __init__(
         self,
@@ -81,13 +96,17 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def make_broker(self) -> Kafka:
+        """Return the pipeline's Kafka, not started yet."""
+        return Broker(self.folder / "kafka")
+
     def _start(self) -> None:
         self.lab = self._stack.enter_context(Lab(self.name))
-        self.broker = Broker(self.folder / "kafka")
+        self.broker = self.make_broker()
         self._stack.callback(self.broker.stop)
         if self._broker_from_start:
             self.broker.start()
-            topics.create(self.broker.bootstrap)
+            topics.create(self.broker.bootstrap, replication=self.replication)
         pins = self.folder / "pins"
         pins.mkdir()
         self._stack.enter_context(mounts.mounted("tracefs", mounts.TRACEFS))

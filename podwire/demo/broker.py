@@ -1,6 +1,6 @@
-"""A real Apache Kafka on loopback from the jars in build/kafka (KRaft, one process), for demo and tests.
+"""A real Apache Kafka on loopback from the jars in build/kafka (KRaft, one process a broker), for demo and tests.
 
-Owns the broker's process and data folder. Never creates topics. Where a Docker engine has Kafka's image,
+Owns the brokers' processes and data folders. Never creates topics. Where a Docker engine has Kafka's image,
 the demo (`podwire.demo.compose`) and the tests use that instead.
 """
 
@@ -12,11 +12,15 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from podwire.demo.errors import BrokerError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ROOT = Path(__file__).parents[2]
 JARS = ROOT / "build" / "kafka" / "libs"
@@ -29,8 +33,8 @@ START_SECONDS_MAX = 90.0
 
 PROPERTIES = """\
 process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller}
+node.id={number}
+controller.quorum.voters={voters}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
@@ -38,10 +42,11 @@ listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={data}
 num.partitions=4
 offsets.topic.num.partitions=4
-offsets.topic.replication.factor=1
+offsets.topic.replication.factor={replicas}
 transaction.state.log.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
+transaction.state.log.replication.factor={replicas}
+transaction.state.log.min.isr={in_sync}
+min.insync.replicas={in_sync}
 group.initial.rebalance.delay.ms=0
 auto.create.topics.enable=false
 log.segment.delete.delay.ms=1000
@@ -63,14 +68,25 @@ class Broker:
     """One Kafka broker and its controller in one Java process.
 
     Attributes:
+        number: its id in the cluster.
         bootstrap: what clients connect to, "127.0.0.1:PORT"; the same after a restart.
     """
 
-    def __init__(self, folder: Path, port: int = 0, heap_mbytes: int = 512) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        port: int = 0,
+        heap_mbytes: int = 512,
+        *,
+        number: int = 1,
+        controllers: Mapping[int, int] | None = None,
+    ) -> None:
+        """Make one that is not started; `controllers` are the controller ports of a cluster's brokers by number."""
         self._folder = folder
         self._heap_mbytes = heap_mbytes
         self.port = port or free_port()
-        self._controller_port = free_port()
+        self.number = number
+        self._controllers = controllers or {number: free_port()}
         self.bootstrap = f"127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -81,12 +97,26 @@ class Broker:
 
     def start(self) -> None:
         """Start the broker, formatting its folder the first time, and return once it answers; BrokerError if not."""
+        self.launch()
+        self.await_answer()
+
+    def launch(self) -> None:
+        """Start the broker and return at once; BrokerError when its folder can't be formatted."""
         if not any(JARS.glob("kafka_*.jar")):
             raise BrokerError("Kafka's jars are not in build/kafka: run `make kafka` first.")
         self._folder.mkdir(parents=True, exist_ok=True)
         data, properties = self._folder / "data", self._folder / "server.properties"
         properties.write_text(
-            PROPERTIES.format(port=self.port, controller=self._controller_port, data=data), encoding="ascii"
+            PROPERTIES.format(
+                number=self.number,
+                port=self.port,
+                controller=self._controllers[self.number],
+                voters=",".join(f"{number}@127.0.0.1:{port}" for number, port in self._controllers.items()),
+                replicas=len(self._controllers),
+                in_sync=len(self._controllers) // 2 + 1,
+                data=data,
+            ),
+            encoding="ascii",
         )
         if not (data / "meta.properties").exists():
             format_ = ("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(properties))
@@ -102,13 +132,13 @@ class Broker:
                 stderr=log,
                 start_new_session=True,
             )
-        self._await_answer()
 
     def _java(self, *arguments: str) -> list[str]:
         options = [f"-Xmx{self._heap_mbytes}m", "-XX:+UseSerialGC", f"-Dlog4j2.configurationFile={LOG4J}"]
         return [os.environ.get("JAVA", "java"), *options, "-cp", f"{JARS}/*", *arguments]
 
-    def _await_answer(self) -> None:
+    def await_answer(self) -> None:
+        """Return once the broker answers; BrokerError if it ends or takes too long."""
         assert self._process is not None
         admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
         deadline = time.monotonic() + START_SECONDS_MAX

@@ -109,7 +109,7 @@ class Bench:
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not done():
             assert time.monotonic() < deadline, (
-                f"{len(self.flows)} flows, {len(self.dead)} dead\n{self.logs()}"
+                f"{len(self.flows)} flows, {len(identities(self.flows))} distinct, {len(self.dead)} dead\n{self.logs()}"
             )
             for message in self._reader.consume(500, 0.2):
                 if message.error() is not None:
@@ -126,17 +126,20 @@ class Bench:
         """Return the flows of one connection."""
         return [flow for flow in self.flows if flow["tcp_key"] == self.key(number, partition).hex()]
 
-    def start(self, name: str = "one", **settings: str) -> subprocess.Popen[bytes]:
-        """Start an enricher process."""
-        environment = {
-            **os.environ,
+    def settings(self, **more: str) -> dict[str, str]:
+        """Return an enricher's environment variables."""
+        return {
             "PODWIRE_CLUSTER": halves.CLUSTER,
             "PODWIRE_BOOTSTRAP": self.bootstrap,
             "PODWIRE_GROUP": self.group,
             "PODWIRE_WINDOW_MS": str(WINDOW_MS),
             "PODWIRE_SESSION_TIMEOUT_MS": "6000",
-            **settings,
+            **more,
         }
+
+    def start(self, name: str = "one", **settings: str) -> subprocess.Popen[bytes]:
+        """Start an enricher process."""
+        environment = os.environ | self.settings(**settings)
         with (self.folder / f"{name}.log").open("ab") as log:
             return subprocess.Popen([sys.executable, "-m", "enricher"], cwd=ROOT, env=environment, stderr=log)
 

@@ -1,0 +1,236 @@
+"""Every fault of the suite: what goes wrong in the middle of traffic, and the world that it needs.
+
+One table, FAULTS; a fault returns when its cause is over and what it ended was started again. Called by `__main__` and
+test_faults.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+from schemas import catalog
+from tests.fault.brokers import Brokers
+from tests.fault.rounds import SETTLE_SECONDS_MAX, Setting, restart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tests.fault.rounds import Traffic, World
+
+PLAIN = Setting("one broker")
+THREE = Setting("three brokers", brokers=3)
+SMALL_DISK = Setting("a disk of 256 KiB for the spool", spool_bytes=256 << 10)
+NO_ROOM = Setting(
+    "a ring of 64 KiB and no spool", node={"PODWIRE_RING_BYTES": "65536", "PODWIRE_SPOOL_BYTES_MAX": "0"}
+)
+LEAKY = Setting("a collector that drops halves", collector=("tests.fault.leaky_collector",))
+MEANWHILE = 100
+"""Connections made while something is away."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row of the table.
+
+    Attributes:
+        cause: what goes wrong; gets the seconds that it lasts where that is a choice.
+        setting: the world it needs.
+        seconds: how long it lasts in the long form, and in the short one.
+        loses: whether losses are what is expected, all of them counted.
+        short: whether it belongs to the short form.
+        settle_seconds_max: how long to wait for all to be told.
+    """
+
+    cause: Callable[[World, Traffic, float], None]
+    setting: Setting = PLAIN
+    seconds: tuple[float, float] = (0.0, 0.0)
+    loses: bool = False
+    short: bool = True
+    settle_seconds_max: float = SETTLE_SECONDS_MAX
+
+
+def kill_service(name: str) -> Callable[[World, Traffic, float], None]:
+    """Return what kills a service with SIGKILL, lets traffic go on without it, and starts it again."""
+
+    def cause(world: World, traffic: Traffic, _: float) -> None:
+        world.services.processes[name].kill()
+        traffic.more(MEANWHILE)
+        restart(world, name)
+
+    return cause
+
+
+def kill_broker(world: World, traffic: Traffic, _: float) -> None:
+    """Crash Kafka, wait until the collector has put events on its disk, start Kafka again."""
+    world.broker.kill()
+    spool = world.folder / "services" / "node-state"
+    traffic.until(lambda: any(path.suffix == ".flush" for path in spool.rglob("*")))
+    world.broker.start()
+
+
+def stop_broker(world: World, traffic: Traffic, seconds: float) -> None:
+    """End Kafka in an orderly way and start it again later."""
+    world.broker.stop()
+    traffic.lasting(seconds)
+    world.broker.start()
+
+
+def stall_broker(world: World, traffic: Traffic, seconds: float) -> None:
+    """SIGSTOP Kafka: connections stay open and nothing answers."""
+    with stopped(world.broker.pid):
+        traffic.lasting(seconds)
+
+
+def kill_one_of_three(world: World, traffic: Traffic, seconds: float) -> None:
+    """Crash one of three brokers, with all that it leads, and start it again later."""
+    brokers = world.broker
+    assert isinstance(brokers, Brokers)
+    one = brokers.members[2]
+    one.kill()
+    traffic.lasting(seconds)
+    one.start()
+
+
+def stall_worker(world: World, traffic: Traffic, seconds: float) -> None:
+    """SIGSTOP the worker for longer than its session lasts, and let it go on: what it held is another's, or stale."""
+    with stopped(world.services.processes["enricher"].pid):
+        traffic.lasting(seconds)
+
+
+@contextmanager
+def stopped(pid: int | None) -> Iterator[None]:
+    """Keep a process stopped."""
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def cut_connections(world: World, traffic: Traffic, seconds: float) -> None:
+    """Answer every packet to Kafka with a reset for a while."""
+    port = world.broker.bootstrap.rpartition(":")[2]
+    rules = (
+        "add table inet podwire-fault\n"
+        "add chain inet podwire-fault out { type filter hook output priority 0; }\n"
+        f"add rule inet podwire-fault out tcp dport {port} reject with tcp reset\n"
+    )
+    subprocess.run(["nft", "-f", "-"], input=rules.encode(), check=True)
+    try:
+        traffic.lasting(seconds)
+    finally:
+        subprocess.run(["nft", "delete", "table", "inet", "podwire-fault"], check=True)
+
+
+def join_and_leave(world: World, traffic: Traffic, _: float) -> None:
+    """Let a second worker join under load, and leave again."""
+    name = "second-enricher"
+    second = world.services.processes.get(name) or world.services.add(name, "enricher")
+    second.start()
+    second.wait_healthy()
+    traffic.until(lambda: "podwire_enricher_assigned_partitions 2.0" in second.metrics())
+    traffic.more(MEANWHILE)
+    second.stop()
+
+
+def fill_disk(world: World, traffic: Traffic, _: float) -> None:
+    """Take Kafka away until the spool's disk is full and the ring alone holds what comes."""
+    world.broker.kill()
+    log = world.services.processes["node"].command.log
+    traffic.until(lambda: '"spool_not_writable"' in log.read_text())
+    traffic.more(MEANWHILE)
+    world.broker.start()
+
+
+def fill_ring(world: World, traffic: Traffic, _: float) -> None:
+    """Take Kafka away until the ring is full and the kernel counts what it can't hand over."""
+    world.broker.kill()
+    node = world.services.processes["node"]
+    nothing = 'podwire_node_lost_events_total{reason="ring_full"} 0.0'
+    traffic.until(lambda: nothing not in node.metrics())
+    world.broker.start()
+
+
+def poison(world: World, traffic: Traffic, _: float) -> None:
+    """Append broken copies of real batches: cut, of an unknown schema, with flipped bits in sizes and structure."""
+    dice = random.Random(7)
+    good = last_values(world)
+    producer = Producer({"bootstrap.servers": world.broker.bootstrap})
+    for partition, value in good.items():
+        for bad in (
+            value[: len(value) // 2],
+            value[:1] + (999_999).to_bytes(4, "big") + value[5:],
+            b"",
+            flipped(value, dice),
+        ):
+            producer.produce(catalog.RAW.name, bad, partition=partition)
+            traffic.more(3)
+    assert producer.flush(30) == 0
+
+
+def flipped(value: bytes, dice: random.Random) -> bytes:
+    """Return the batch with a byte of its prefix or its header flipped."""
+    place = dice.randrange(5)
+    return value[:place] + bytes((value[place] ^ 0x55,)) + value[place + 1 :]
+
+
+def last_values(world: World) -> dict[int, bytes]:
+    """Return the last value in each partition of the raw topic that has one."""
+    consumer = Consumer({"bootstrap.servers": world.broker.bootstrap, "group.id": "poison"})
+    found = {}
+    listed = consumer.list_topics(catalog.RAW.name, timeout=30)
+    for partition in listed.topics[catalog.RAW.name].partitions:
+        at = TopicPartition(catalog.RAW.name, partition)
+        first, end = consumer.get_watermark_offsets(at, timeout=30)
+        if end > first:
+            at.offset = end - 1
+            consumer.assign([at])
+            message = consumer.poll(30)
+            assert message is not None
+            found[partition] = message.value()
+    consumer.close()
+    return found
+
+
+def burst_of_pods(world: World, traffic: Traffic, _: float) -> None:
+    """Show the watcher 5,000 pods at once, and take them away again."""
+    world.write_manifests(5000)
+    watcher = world.services.processes["cluster"]
+    traffic.until(lambda: 'podwire_watcher_objects{kind="pods"} 5002.0' in watcher.metrics())
+    world.write_manifests()
+    traffic.until(lambda: 'podwire_watcher_objects{kind="pods"} 2.0' in watcher.metrics())
+
+
+def nothing(_: World, traffic: Traffic, __: float) -> None:
+    """Let all go well."""
+    traffic.more(MEANWHILE)
+
+
+FAULTS: dict[str, Fault] = {
+    "none": Fault(nothing),
+    "worker killed": Fault(kill_service("enricher")),
+    "collector killed, probes pinned": Fault(kill_service("node")),
+    "watcher killed": Fault(kill_service("cluster")),
+    "worker joins and leaves": Fault(join_and_leave),
+    "worker stalled": Fault(stall_worker, seconds=(25.0, 12.0)),
+    "broker killed": Fault(kill_broker),
+    "broker stopped": Fault(stop_broker, seconds=(60.0, 5.0)),
+    "broker stalled": Fault(stall_broker, seconds=(20.0, 5.0)),
+    "connections cut": Fault(cut_connections, seconds=(10.0, 3.0)),
+    "poison batches": Fault(poison),
+    "5,000 pods at once": Fault(burst_of_pods),
+    "spool's disk full": Fault(fill_disk, SMALL_DISK),
+    "ring full": Fault(fill_ring, NO_ROOM, loses=True),
+    "one of three brokers killed": Fault(kill_one_of_three, THREE, seconds=(30.0, 5.0), short=False),
+}
+CANARY = Fault(nothing, LEAKY, settle_seconds_max=15.0)
+"""A half that is dropped without being counted: a suite that calls this good can't be believed."""

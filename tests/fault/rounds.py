@@ -1,0 +1,329 @@
+"""One round of the fault suite: traffic, a fault in its middle, and what became of every connection afterwards.
+
+Owns the worlds that faults happen in (real Kafka, real services, real connections between pods of a lab) and the
+verdict. Never decides what goes wrong: that is `faults`. Called by `__main__` and test_faults.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from podwire.demo.lab import Port
+from podwire.demo.processes import HEALTHY_SECONDS_MAX
+from schemas import catalog
+from tests.fault.books import Books, TopicReader, decoded, halves_of
+from tests.fault.brokers import Brokers
+from tests.pipeline import Pipeline, program, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from podwire.demo.broker import Broker
+    from podwire.flows import Flow
+
+PORT = 8080
+HALVES_PER_CONNECTION = 4  # CONNECT, ACCEPT and two CLOSE
+OPEN_AND_CLOSE = {("OPEN", "BOTH"), ("CLOSE", "BOTH")}
+BEFORE, AFTER = 100, 100
+"""Connections made before the fault begins and after it is over."""
+SETTLE_SECONDS_MAX = 180.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a world is made of.
+
+    Attributes:
+        name: as in the table.
+        brokers: 1 or 3.
+        services: settings of all three services.
+        node: settings of the node collector alone.
+        pinned: whether probes outlive their collector.
+        spool_bytes: size of the file system that holds the collector's state; 0 takes a plain folder.
+        collector: module that is run as the node collector.
+    """
+
+    name: str
+    brokers: int = 1
+    services: Mapping[str, str] = field(default_factory=dict)
+    node: Mapping[str, str] = field(default_factory=dict)
+    pinned: bool = True
+    spool_bytes: int = 0
+    collector: tuple[str, ...] = ("collector", "node")
+
+
+class World(Pipeline):
+    """A client and a server behind a Service, and services that stay dead until a fault starts them again.
+
+    Attributes:
+        books: of all that has happened in this world.
+    """
+
+    def __init__(self, setting: Setting, folder: Path) -> None:
+        super().__init__(
+            "fault", folder, {"PODWIRE_REPORT_INTERVAL_S": "1", **setting.services}, restart=False
+        )
+        self.setting = setting
+        self.replication = setting.brokers
+        self.books = Books()
+
+    def open(self) -> None:
+        """Start everything."""
+        self.__enter__()
+
+    def close(self) -> None:
+        """End everything and leave nothing."""
+        self._stack.close()
+
+    def write_manifests(self, more_pods: int = 0) -> None:
+        """Hand the lab's objects to the watcher, and as many pods that nobody talks to."""
+        document = self.lab.manifest()
+        pods = [item for item in document["items"] if item["kind"] == "Pod"]
+        document["items"] += [_another(pods[0], number) for number in range(more_pods)]
+        new = self.manifests.with_suffix(".new")
+        new.write_text(json.dumps(document))
+        new.rename(self.manifests)
+
+    def make_broker(self) -> Broker | Brokers:
+        """Return what the world's Kafka is."""
+        return super().make_broker() if self.setting.brokers == 1 else Brokers(self.folder / "kafka")
+
+    def _start(self) -> None:
+        super()._start()
+        self.client = self.lab.pod("web", "shop")
+        self.server = self.lab.pod("api", "shop")
+        self.address = self.lab.service("api", [self.server], (Port(80, PORT),), namespace="shop")
+        serve(self.server, "api", PORT)
+        self.write_manifests()
+        self._readers = {
+            topic.name: TopicReader(self.broker.bootstrap, topic)
+            for topic in (catalog.RAW, catalog.COLLECTOR)
+        }
+        for reader in self._readers.values():
+            self._stack.callback(reader.close)
+        self._add_collector()
+        self.run()
+
+    def _add_collector(self) -> None:
+        """Put the node collector in place that the setting asks for: it follows the lab's pods alone."""
+        netns = f"{self.client.netns_ino},{self.server.netns_ino}"
+        settings = {"PODWIRE_ONLY_NETNS": netns, **self.setting.node}
+        if not self.setting.pinned:
+            settings["PODWIRE_PIN_DIR"] = ""
+        state = self.folder / "services" / "node-state"
+        if self.setting.spool_bytes:
+            options = ["-t", "tmpfs", "-o", f"size={self.setting.spool_bytes}", "podwire-fault", str(state)]
+            subprocess.run(["mount", *options], check=True)
+            self._stack.callback(subprocess.run, ["umount", str(state)], check=True)
+        self.services.add("node", *self.setting.collector, settings=settings)
+
+    def read_books(self) -> None:
+        """Take in what has come to raw topic, reports and flows."""
+        for batch in decoded("RawBatch", self._readers[catalog.RAW.name].read()):
+            self.books.add_batch(batch)
+        for report in decoded("CollectorReport", self._readers[catalog.COLLECTOR.name].read()):
+            self.books.add_report(report)
+        self.read()
+        self.books.add_flows(self.flows.values())
+
+
+class Traffic:
+    """A client that makes connections until it is told to stop, and says which."""
+
+    def __init__(self, world: World) -> None:
+        argv = program("keep-talking", "web", 80, address=world.address)
+        self._process = world.client.popen(argv, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+        self.said: list[dict[str, Any]] = []
+
+    def more(self, count: int) -> None:
+        """Return when `count` more connections have been made."""
+        assert self._process.stdout is not None
+        for _ in range(count):
+            self.said.append(json.loads(self._process.stdout.readline()))
+
+    def until(self, enough: Callable[[], bool]) -> None:
+        """Go on until that holds."""
+        while not enough():
+            self.more(10)
+
+    def lasting(self, seconds: float) -> None:
+        """Go on for so long: the length of an outage is a part of the fault."""
+        deadline = time.monotonic() + seconds
+        self.until(lambda: time.monotonic() >= deadline)
+
+    def end(self) -> list[dict[str, Any]]:
+        """Stop the client and return all connections that it made."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self.said += [json.loads(line) for line in self._process.stdout]
+        assert self._process.wait() == 0
+        return self.said
+
+
+def _another(pod: dict[str, Any], number: int) -> dict[str, Any]:
+    """Return a pod like that one, with name, UID and address of its own."""
+    address = f"10.250.{number // 250}.{number % 250 + 1}"
+    uid = str(UUID(int=2**100 + number))
+    status = pod["status"] | {"podIP": address, "podIPs": [{"ip": address}], "containerStatuses": []}
+    metadata = pod["metadata"] | {"name": f"other-{number}", "uid": uid}
+    return pod | {"metadata": metadata, "status": status}
+
+
+@dataclass
+class Row:
+    """The verdict on a fault.
+
+    Attributes:
+        made: connections that the client says it made.
+        flows: distinct flow records of them.
+        repeats: records that came again.
+        lost: halves that the books say were lost.
+        unaccounted: halves that are neither in a flow nor lost by the books.
+        wrong: records that name a pod that was not there.
+        recover_s: from the fault's end until all connections made until then were in flows.
+        complaints: sums that do not hold.
+    """
+
+    fault: str
+    made: int
+    flows: int
+    repeats: int
+    lost: int
+    unaccounted: int
+    wrong: int
+    recover_s: float
+    complaints: list[str]
+
+    @property
+    def good(self) -> bool:
+        """Return whether nothing is missing unsaid and nothing is wrong."""
+        return not (self.unaccounted or self.wrong or self.complaints)
+
+
+HEAD = (
+    "fault",
+    "connections",
+    "flows",
+    "repeats",
+    "lost, accounted",
+    "lost, unaccounted",
+    "wrong pods",
+    "recovered in s",
+)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return the rows as a table with the complaints below it."""
+    cells = [HEAD] + [
+        (
+            row.fault,
+            str(row.made),
+            str(row.flows),
+            str(row.repeats),
+            str(row.lost),
+            str(row.unaccounted),
+            str(row.wrong),
+            f"{row.recover_s:.1f}",
+        )
+        for row in rows
+    ]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(HEAD))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    lines += [f"{row.fault}: {complaint}" for row in rows for complaint in row.complaints]
+    return "\n".join(lines) + "\n"
+
+
+def play(
+    world: World,
+    name: str,
+    fault: Callable[[World, Traffic], None],
+    settle_seconds_max: float = SETTLE_SECONDS_MAX,
+) -> Row:
+    """Make connections before, during and after the fault, wait until all is told, and judge."""
+    repeats, lost = sum(world.repeats.values()), sum(world.books.lost.values()) if world.books.reports else 0
+    traffic = Traffic(world)
+    traffic.more(BEFORE)
+    fault(world, traffic)
+    over, made_until = time.monotonic(), len(traffic.said)
+    traffic.more(AFTER)
+    said = traffic.end()
+    deadline = over + settle_seconds_max
+    recovered = _await_told(world, said[:made_until], deadline) - over
+    _await_told(world, said, deadline)
+    _await_quiet(world, deadline)
+    found = world.of(world.client, said)
+    flows = [flow for some in found.values() for flow in some]
+    halves = {half for flow in flows for half in halves_of(flow)}
+    lost = sum(world.books.lost.values()) - lost
+    return Row(
+        fault=name,
+        made=len(said),
+        flows=len(flows),
+        repeats=sum(world.repeats.values()) - repeats,
+        lost=lost,
+        unaccounted=HALVES_PER_CONNECTION * len(said) - len(halves) - lost,
+        wrong=sum(_is_wrong(flow) for flow in flows),
+        recover_s=recovered,
+        complaints=world.books.complaints(),
+    )
+
+
+def _is_wrong(flow: Flow) -> bool:
+    """Return whether the flow names another pod, or another Service, than took part."""
+    return (
+        flow["client_pod"] not in {None, "web"}
+        or flow["server_pod"] not in {None, "api"}
+        or flow["service_name"] not in {None, "api"}
+    )
+
+
+def _await_told(world: World, said: list[dict[str, Any]], deadline: float) -> float:
+    """Return the monotonic time when each connection was told in full but for what the books say was lost."""
+    while True:
+        world.read_books()
+        halves = {
+            half
+            for flows in world.of(world.client, said).values()
+            for flow in flows
+            for half in halves_of(flow)
+        }
+        lost = sum(world.books.lost.values())
+        if len(halves) + lost >= HALVES_PER_CONNECTION * len(said) or time.monotonic() > deadline:
+            return time.monotonic()
+        time.sleep(0.2)  # topics are polled: a consumer that stays would hide what a restart repeats
+
+
+def _await_quiet(world: World, deadline: float) -> None:
+    """Return once a report speaks of the time after now, and all sums hold, or it is too late."""
+    asked_us = time.time_ns() // 1000
+    while time.monotonic() < deadline:
+        world.read_books()
+        reported = any(report["from_unix_us"] > asked_us for report in world.books.reports.values())
+        if reported and not world.books.complaints():
+            return
+        time.sleep(0.2)
+
+
+def restart(world: World, name: str) -> None:
+    """Start a service that a fault has ended, and wait until it works."""
+    process = world.services.processes[name]
+    process.start()
+    process.wait_healthy(HEALTHY_SECONDS_MAX)
+
+
+def make_folder(parent: Path, number: int) -> Path:
+    """Return a new folder for a world."""
+    folder = parent / f"world-{number}"
+    folder.mkdir()
+    return folder
