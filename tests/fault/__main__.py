@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     """Play the faults, print the table and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.fault", description=__doc__)
-    parser.add_argument("--faults", default=",".join(FAULTS), help="which of them, comma between")
+    parser.add_argument("--faults", default=";".join(FAULTS), help="which of them, semicolon between")
     parser.add_argument("--short", action="store_true", help="as short as in `make test`")
     parser.add_argument("--no-canary", action="store_true", help="leave out the one that must be caught")
     options = parser.parse_args(arguments)
-    wanted = [(name, FAULTS[name]) for name in options.faults.split(",")]
+    wanted = [(name, FAULTS[name]) for name in options.faults.split(";")]
     if not options.no_canary:
         wanted.append(("canary: halves dropped", CANARY))
     rows = list(play_all(wanted, short=options.short))

@@ -73,6 +73,11 @@ class World(Pipeline):
         self.replication = setting.brokers
         self.books = Books()
 
+    def flows_of(self, said: list[dict[str, Any]]) -> list[Flow]:
+        """Return the flow records of the connections that the client said it made, the server's own too."""
+        ids = {flow["flow_id"] for flows in self.of(self.client, said).values() for flow in flows}
+        return [flow for flow in self.flows.values() if flow["flow_id"] in ids]
+
     def open(self) -> None:
         """Start everything."""
         self.__enter__()
@@ -262,8 +267,7 @@ def play(
     recovered = _await_told(world, said[:made_until], deadline) - over
     _await_told(world, said, deadline)
     _await_quiet(world, deadline)
-    found = world.of(world.client, said)
-    flows = [flow for some in found.values() for flow in some]
+    flows = world.flows_of(said)
     halves = {half for flow in flows for half in halves_of(flow)}
     lost = sum(world.books.lost.values()) - lost
     return Row(
@@ -292,12 +296,7 @@ def _await_told(world: World, said: list[dict[str, Any]], deadline: float) -> fl
     """Return the monotonic time when each connection was told in full but for what the books say was lost."""
     while True:
         world.read_books()
-        halves = {
-            half
-            for flows in world.of(world.client, said).values()
-            for flow in flows
-            for half in halves_of(flow)
-        }
+        halves = {half for flow in world.flows_of(said) for half in halves_of(flow)}
         lost = sum(world.books.lost.values())
         if len(halves) + lost >= HALVES_PER_CONNECTION * len(said) or time.monotonic() > deadline:
             return time.monotonic()
