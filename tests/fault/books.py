@@ -120,33 +120,42 @@ class TopicReader:
     """Reads a topic's messages, each call what has come since the last one."""
 
     def __init__(self, bootstrap: str, topic: catalog.Topic) -> None:
+        self._bootstrap = bootstrap
         self._topic = topic.name
         self._next: dict[int, int] = {}
-        self._consumer = Consumer(
-            {"bootstrap.servers": bootstrap, "group.id": "books", "enable.auto.commit": False, "log_level": 2}
-        )
 
     def read(self) -> list[bytes]:
         """Return the values up to the topic's present end; KafkaException when it can't be read."""
-        listed = self._consumer.list_topics(self._topic, timeout=ANSWER_SECONDS_MAX)
-        found = []
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self._bootstrap,
+                "group.id": "books",
+                "enable.auto.commit": False,
+                "log_level": 0,
+            }
+        )
+        try:
+            return self._read(consumer)
+        finally:
+            consumer.close()
+
+    def _read(self, consumer: Consumer) -> list[bytes]:
+        listed = consumer.list_topics(self._topic, timeout=ANSWER_SECONDS_MAX)
+        found, reached = [], {}
         for partition in listed.topics[self._topic].partitions:
             at = TopicPartition(self._topic, partition)
-            first, end = self._consumer.get_watermark_offsets(at, timeout=ANSWER_SECONDS_MAX)
+            first, end = consumer.get_watermark_offsets(at, timeout=ANSWER_SECONDS_MAX)
             at.offset = max(first, self._next.get(partition, 0))
-            self._consumer.assign([at])
+            consumer.assign([at])
             while at.offset < end:
-                for message in self._consumer.consume(500, 0.2):
+                for message in consumer.consume(500, 0.2):
                     if message.error() is not None:
                         raise KafkaException(message.error())
                     at.offset = message.offset() + 1
                     found.append(message.value())
-            self._next[partition] = at.offset
+            reached[partition] = at.offset
+        self._next = reached
         return found
-
-    def close(self) -> None:
-        """Leave Kafka."""
-        self._consumer.close()
 
 
 def decoded(schema: str, values: Iterable[bytes]) -> Iterable[dict[str, Any]]:

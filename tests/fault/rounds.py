@@ -6,12 +6,15 @@ verdict. Never decides what goes wrong: that is `faults`. Called by `__main__` a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
+
+from confluent_kafka import KafkaException
 
 from podwire.demo.lab import Port
 from podwire.demo.processes import HEALTHY_SECONDS_MAX
@@ -110,8 +113,6 @@ class World(Pipeline):
             topic.name: TopicReader(self.broker.bootstrap, topic)
             for topic in (catalog.RAW, catalog.COLLECTOR)
         }
-        for reader in self._readers.values():
-            self._stack.callback(reader.close)
         self._add_collector()
         self.run()
 
@@ -129,7 +130,11 @@ class World(Pipeline):
         self.services.add("node", *self.setting.collector, settings=settings)
 
     def read_books(self) -> None:
-        """Take in what has come to raw topic, reports and flows."""
+        """Take in what has come to raw topic, reports and flows, as far as Kafka lets itself be read now."""
+        with contextlib.suppress(KafkaException):  # it is back, but its partitions have no leaders yet
+            self._read_books()
+
+    def _read_books(self) -> None:
         for batch in decoded("RawBatch", self._readers[catalog.RAW.name].read()):
             self.books.add_batch(batch)
         for report in decoded("CollectorReport", self._readers[catalog.COLLECTOR.name].read()):
