@@ -126,7 +126,7 @@ class World(Pipeline):
         if self.setting.spool_bytes:
             options = ["-t", "tmpfs", "-o", f"size={self.setting.spool_bytes}", "podwire-fault", str(state)]
             subprocess.run(["mount", *options], check=True)
-            self._stack.callback(subprocess.run, ["umount", str(state)], check=True)
+            self._stack.callback(subprocess.run, ["umount", "--lazy", str(state)], check=True)
         self.services.add("node", *self.setting.collector, settings=settings)
 
     def read_books(self) -> None:
