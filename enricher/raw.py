@@ -177,6 +177,14 @@ def _cut(value: bytes, partition: int) -> list[Half]:
     return halves
 
 
+def half(header: Header, index: int, data: bytes) -> Half:
+    """Return the half whose encoded TcpEvent is `data`, as `cut` would; ValueError when it is none."""
+    found = _EVENT.fullmatch(data)
+    if found is None:
+        raise ValueError(f"{len(data)} bytes are no TcpEvent")
+    return Half(header, index, data, found.start(1), found.start(2), found.start(3))
+
+
 def _header(value: bytes) -> tuple[Header, int]:
     cluster, position = avro.read_text(value, codec.PREFIX_BYTES)
     node, position = avro.read_text(value, position)
