@@ -210,7 +210,7 @@ class Worker:
         found, unreadable = await asyncio.to_thread(read)
         if unreadable:
             log.warning("corrections_unreadable", partition=partition.number, entries=unreadable)
-        if not partition.dropped:
+        if not partition.dropped and not self.stopping.is_set():  # else it was not read to its end
             corrections.restore(partition, found, wall_ms())
 
     def _rebuild(self, partition: Partition, position: int) -> None:

@@ -83,6 +83,19 @@ class Header:
         """Flow's clock_error_us of a side, encoded."""
         return avro.optional_long(self.clock_error_us)
 
+    @cached_property
+    def encoded(self) -> bytes:
+        """All fields, in order."""
+        numbers = (
+            self.producer_epoch,
+            self.partition,
+            self.sequence,
+            self.key_id,
+            self.clock_error_us,
+        )
+        texts = avro.text(self.cluster) + avro.text(self.node) + avro.text(self.boot_id)
+        return texts + b"".join(map(avro.long, numbers))
+
 
 @dataclass(slots=True)
 class Half:

@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
-from enricher import corrections
+from enricher import avro, corrections, raw, run
 from enricher.engine import RawMessage
-from schemas import catalog
+from enricher.errors import PartitionsError
+from enricher.metadata import Change
+from enricher.pair import Pair
+from schemas import catalog, codec
+from schemas.registry import CatalogIds
 from tests import halves
 from tests.lives import CORRECTION_MS, NOW_MS, WAIT_MS, Life, Log, node, pod, watermark
 
@@ -165,6 +169,48 @@ def test_address_whose_owner_the_api_showed_late_is_corrected() -> None:
     life.settle()
     _, second = life.log.flows()
     assert (second["revision"], second["server_pod"]) == (1, "pod-3")
+
+
+def test_container_that_the_api_shows_late_gets_its_name() -> None:
+    """A container talks before its id is in the pod's status: the pod is named at once, the container follows."""
+    life = Life(Log())
+    starting = halves.pod_record(1, containers=[])
+    life.publish(Change("pods", starting["uid"], starting), pod(2))
+    life.take(*halves.opened(halves.key(1)))
+    life.settle()
+    life.publish(pod(1))
+    life.later(corrections.ROUND_INTERVAL_MS)
+    life.settle()
+    first, second = life.log.flows()
+    assert (first["client_pod"], first["client_container"], first["client_resolution"]) == (
+        "pod-1",
+        None,
+        "SOCKET",
+    )
+    assert (second["client_pod"], second["client_container"], second["revision"]) == ("pod-1", "main", 1)
+
+
+@pytest.mark.parametrize("sides", ["both", "client", "server"])
+def test_entry_is_what_fastavro_reads_and_writes(sides: str) -> None:
+    """An entry's bytes are those of a stock encoder, and give back the halves that they were made of."""
+    value = halves.batch(halves.opened(halves.key(1)), sequence=7)
+    client, server = raw.cut(value, 0, CatalogIds(), catalog.RAW.schema_id)
+    pair = Pair(client if sides != "server" else None, server if sides != "client" else None)
+    one = corrections.Pending(b"key", pair, NOW_MS, (0, 2))
+    encoded = corrections.encode(one, avro.text("group"), CHANGELOG.schema_id)
+    record = codec.decode(CHANGELOG.schema, encoded)
+    assert codec.encode(CHANGELOG.schema, record, CHANGELOG.schema_id) == encoded
+    back = corrections.decode(b"key", encoded, "group")
+    assert back is not None
+    assert (back.pair, back.expires_ms, back.grades) == (pair, NOW_MS, (0, 2))
+
+
+def test_changelog_with_fewer_partitions_than_the_raw_topic_is_refused() -> None:
+    """A changelog made for another partition count has its own exit code; more partitions do no harm."""
+    run._check_partitions({catalog.RAW.name: 4, CHANGELOG.name: 8})
+    with pytest.raises(PartitionsError, match="has 2 partitions") as caught:
+        run._check_partitions({catalog.RAW.name: 4, CHANGELOG.name: 2})
+    assert caught.value.exit_code == 21
 
 
 def test_settled_record_is_neither_held_nor_written_ahead() -> None:
