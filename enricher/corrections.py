@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 ROUND_INTERVAL_MS = 1000
 """Least time between two rounds of looking at all that is pending."""
+PATIENCE = 4
+"""Who has waited longer is asked for more rarely: after a fourth of the time waited so far."""
 ROUND_SLICE = 500
 """Records looked at per tick, 4 us each at most, so that a round never holds the other partitions up."""
 LEFT_BEHIND_MS = catalog.RAW.retention_ms
@@ -61,6 +63,7 @@ class Pending:
         expires_ms: end of its time, Unix time in ms.
         grades: of the answers that went out.
         version: of the history that was asked last.
+        next_ms: not to be asked for before, Unix time in ms.
         under_way: whether its correction was sent.
     """
 
@@ -69,6 +72,7 @@ class Pending:
     expires_ms: int
     grades: tuple[int, int]
     version: int = -1
+    next_ms: int = 0
     under_way: bool = False
 
 
@@ -249,9 +253,11 @@ class Corrections:
 
     def _look_at(self, partition: Owner, one: Pending, moment: Moment) -> None:
         is_late = one.expires_ms <= moment.now_ms
-        if not is_late and one.version == self._history.version:
+        if not is_late and (one.version == self._history.version or moment.now_ms < one.next_ms):
             return
         one.version = self._history.version
+        waited_ms = moment.now_ms - one.expires_ms + self._limits.correction_ms
+        one.next_ms = moment.now_ms + waited_ms // PATIENCE
         flow = self._builder.build(one.pair, moment, final=is_late, revision=1)
         if flow is None:
             return

@@ -78,7 +78,7 @@ def end(life: Life) -> None:
         pass
     for _ in range(3):
         life.settle()
-        life.later(corrections.ROUND_INTERVAL_MS)
+        life.later(CORRECTION_MS // corrections.PATIENCE)
     life.settle()
 
 

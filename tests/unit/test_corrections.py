@@ -143,6 +143,18 @@ def test_nothing_follows_when_no_identity_comes() -> None:
     assert (life.log.live(), life.engine.counts.corrections) == ({}, {"expired": 1})
 
 
+def test_record_that_has_waited_long_is_asked_for_more_rarely() -> None:
+    """After a look in vain 40 s on, the next one comes a fourth of that later."""
+    life = unsettled()
+    life.publish(watermark())
+    life.later(40_000)
+    life.publish(pod(1), pod(2))
+    life.later(9_000)
+    assert not life.on_the_way
+    life.later(1_000)
+    assert [sent.topic for sent in life.on_the_way] == [FLOWS.name]
+
+
 def test_half_an_answer_waits_for_the_other_until_the_time_is_up() -> None:
     """One correction per record: when both sides are settled, else at the end with what is known by then."""
     life = unsettled()
