@@ -47,7 +47,7 @@ lint: setup ## check style, types and import layers
 	.venv/bin/lint-imports
 
 bench: setup ## measure; each file in bench/ prints a table and a JSON line
-	@for name in collector enricher kernel latency; do echo "== $$name"; $(PYTHON_VENV) -m bench.$$name || exit 1; done
+	@for name in collector corrections enricher kernel latency; do echo "== $$name"; $(PYTHON_VENV) -m bench.$$name || exit 1; done
 
 abi: setup ## generate collector/node/abi.py from the object's BTF
 	@$(MAKE) -C bpf abi

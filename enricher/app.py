@@ -22,6 +22,7 @@ from schemas import catalog
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from enricher.corrections import Pending
     from enricher.engine import Engine, Partition
     from enricher.kafka import RawReader
     from enricher.metadata import MetadataReader
@@ -56,12 +57,14 @@ class Worker:
         engine: Engine,
         metadata: MetadataReader,
         reader: RawReader,
+        changelog: RawReader | None,
         fail: Callable[[BaseException], None],
     ) -> None:
         self._settings = settings
         self._engine = engine
         self._metadata = metadata
         self._reader = reader
+        self._changelog = changelog
         self._fail = fail
         self._warm: dict[Partition, asyncio.Task[None]] = {}
         self._room = asyncio.Event()
@@ -188,11 +191,27 @@ class Worker:
                     partition.position = committed[number]
                 if partition.position is not None:
                     await asyncio.to_thread(self._rebuild, partition, partition.position)
+                if self._changelog is not None:
+                    await self._restore(partition, self._changelog)
             except KafkaException as error:
                 log.warning("warm_up_failed", partition=number, error=str(error))
                 await asyncio.sleep(WARM_UP_RETRY_SECONDS)
             else:
                 return
+
+    async def _restore(self, partition: Partition, changelog: RawReader) -> None:
+        """Take over the records whose correction the partition's earlier workers left to be done."""
+        corrections = self._engine.corrections
+
+        def read() -> tuple[list[Pending], int]:
+            live = changelog.live(partition.number, lambda: partition.dropped or self.stopping.is_set())
+            return corrections.unpack(live)
+
+        found, unreadable = await asyncio.to_thread(read)
+        if unreadable:
+            log.warning("corrections_unreadable", partition=partition.number, entries=unreadable)
+        if not partition.dropped and not self.stopping.is_set():  # else it was not read to its end
+            corrections.restore(partition, found, wall_ms())
 
     def _rebuild(self, partition: Partition, position: int) -> None:
         before = self._reader.before(

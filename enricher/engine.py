@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from enricher import metadata, raw
+from enricher import corrections, metadata, raw
 from enricher.flow import Moment
 from enricher.metrics import Counts
 from enricher.output import Entry
@@ -81,6 +81,8 @@ class Limits:
     idle_slack_ms: int
     metadata_wait_ms: int
     waiting_max: int
+    group: str = ""
+    corrections: corrections.Limits = corrections.OFF
 
 
 class Engine:
@@ -89,6 +91,7 @@ class Engine:
     Attributes:
         partitions: the assigned ones, by number.
         counts: what happened so far.
+        corrections: what went out unsettled.
     """
 
     def __init__(
@@ -103,6 +106,15 @@ class Engine:
         self._raw_id = ids.id_of(catalog.RAW)
         self._dead_letter_id = ids.id_of(catalog.DEADLETTER)
         self._builder = builder
+        self.corrections = corrections.Corrections(
+            limits.corrections,
+            limits.group,
+            ids,
+            history,
+            builder,
+            output,
+            self.counts.corrections,
+        )
         self._waiting: deque[_Waiting] = deque()
         self._asked_version = -1
         self._asked_ms = 0
@@ -129,6 +141,7 @@ class Engine:
         old = self.partitions.pop(number, None)
         if old is not None:
             old.dropped = True
+            self.corrections.revoke(old)
             self._waiting = deque(one for one in self._waiting if one.partition is not old)
 
     def warm(self, partition: Partition, messages: Iterable[tuple[int, bytes | None]]) -> None:
@@ -175,6 +188,7 @@ class Engine:
         metadata.apply(self.history, changes)
         if self._waiting:
             self._retry(now_ms)
+        self.corrections.tick(now_ms)
         self.output.poll()
         for partition in self.partitions.values():
             entries = partition.entries
@@ -189,20 +203,20 @@ class Engine:
         limits = self._limits
         final = limits.metadata_wait_ms == 0
         for pair in pairs:
-            if not self._send(pair, entry, moment, final=final):
+            if not self._send(partition, pair, entry, moment, final=final):
                 entry.pending += 1
                 self._waiting.append(_Waiting(partition, entry, pair, now_ms + limits.metadata_wait_ms))
         while len(self._waiting) > limits.waiting_max:
-            self._give_up(self._waiting.popleft(), moment)
+            self._give_up(self._waiting.popleft(), moment, "no_room")
         entry.pending -= 1
 
-    def _give_up(self, one: _Waiting, moment: Moment) -> None:
+    def _give_up(self, one: _Waiting, moment: Moment, outcome: str) -> None:
         """Send a record that waited, with what is known of it."""
-        self._send(one.pair, one.entry, moment, final=True)
+        self._send(one.partition, one.pair, one.entry, moment, final=True)
         one.entry.pending -= 1
-        self.counts.metadata_timeouts += 1
+        self.counts.metadata_waits[outcome] += 1
 
-    def _send(self, pair: Pair, entry: Entry, moment: Moment, *, final: bool) -> bool:
+    def _send(self, partition: Partition, pair: Pair, entry: Entry, moment: Moment, *, final: bool) -> bool:
         flow = self._builder.build(pair, moment, final=final)
         if flow is None:
             return False
@@ -210,7 +224,10 @@ class Engine:
         self.counts.resolutions[flow.kinds[0]] += 1
         self.counts.resolutions[flow.kinds[1]] += 1
         timestamp_ms = min(flow.event_ms, moment.now_ms)
-        self.output.send(catalog.FLOWS.name, flow.key, flow.value, timestamp_ms, entry)
+        if flow.grades is None or not self.corrections.hold(
+            partition, pair, flow, timestamp_ms, entry, moment.now_ms
+        ):
+            self.output.send(catalog.FLOWS.name, flow.key, flow.value, timestamp_ms, entry)
         return True
 
     def _retry(self, now_ms: int) -> None:
@@ -223,10 +240,11 @@ class Engine:
         still: deque[_Waiting] = deque()
         while self._waiting and (changed or self._waiting[0].deadline_ms <= now_ms):
             one = self._waiting.popleft()
-            if self._send(one.pair, one.entry, moment, final=False):
+            if self._send(one.partition, one.pair, one.entry, moment, final=False):
                 one.entry.pending -= 1
+                self.counts.metadata_waits["resolved"] += 1
             elif one.deadline_ms <= now_ms:
-                self._give_up(one, moment)
+                self._give_up(one, moment, "timed_out")
             else:
                 still.append(one)
         self._waiting.extendleft(reversed(still))

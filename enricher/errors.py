@@ -27,6 +27,12 @@ class SettingsError(FatalError):
     exit_code = 20
 
 
+class PartitionsError(FatalError):
+    """A topic has fewer partitions than the raw topic that it must match."""
+
+    exit_code = 21
+
+
 class SchemaIdError(FatalError):
     """The registry does not know our schemas."""
 

@@ -66,12 +66,14 @@ class Flow(NamedTuple):
         value: framed Avro.
         event_ms: when it happened, Unix time in ms on the node's clock.
         kinds: how client and server were resolved.
+        grades: how good the answers for client and server are, as `Resolution.grade`; None when both are settled.
     """
 
     key: bytes
     value: bytes
     event_ms: int
     kinds: tuple[str, str]
+    grades: tuple[int, int] | None
 
 
 class Moment(NamedTuple):
@@ -110,32 +112,21 @@ class FlowBuilder:
 
         self._front = front
 
-    def build(self, pair: Pair, moment: Moment, *, final: bool) -> Flow | None:
-        """Return the flow of a pair; None when metadata to come could better it and `final` is false."""
+    def build(self, pair: Pair, moment: Moment, *, final: bool, revision: int = 0) -> Flow | None:
+        """Return the flow of a pair; None when metadata to come could better it and `final` is false.
+
+        A corrected record, `revision` above 0, must be settled unless `final`: see `Resolution.grade`.
+        """
         client, server = pair
         first = client or server
         assert first is not None
         time_us = first.event_unix_us
-        service: ServicePort | None = None
-        dialed_at = b""
-        if client is not None:
-            dialed_at = client.data[raw.REMOTE]
-            dialed_port, _ = avro.read_long(client.data, client.port_at)
-            service = self._history.service(dialed_at, dialed_port, time_us)
-            client_is = self._resolver.own(client)
-            client_address = client.data[raw.LOCAL]
-        else:
-            assert server is not None
-            client_address = server.data[raw.REMOTE]
-            client_is = self._resolver.at(client_address, time_us)
-        if server is not None:
-            server_is = self._resolver.own(server)
-            server_address = server.data[raw.LOCAL]
-        else:
-            server_is = resolve.SERVICE_ONLY if service else self._resolver.at(dialed_at, time_us)
-            server_address = dialed_at
-        if not final and (client_is.provisional or server_is.provisional):
-            return None
+        service, client_address, client_is, server_address, server_is = self._ends(client, server, time_us)
+        grades = None
+        if client_is.correctable or server_is.correctable:
+            if not final and (revision or client_is.provisional or server_is.provisional):
+                return None
+            grades = (client_is.grade, server_is.grade)
 
         data = first.data
         record_type = RECORD_TYPES[data[raw.TYPE_AT]]
@@ -155,8 +146,8 @@ class FlowBuilder:
                 flow_id,
                 b"\x20",  # 16 characters
                 key_text,
-                data[_comm_end(data) : first.port_at],  # progress_seq
-                b"\x00",  # revision
+                data[comm_end(data) : first.port_at],  # progress_seq
+                avro.cached_long(revision),
                 moment.encoded,
                 _how(resolve.direction(client_is, server_is), outcome, closed_by),
                 data[first.flow_run_at : first.side_run_at],
@@ -168,10 +159,36 @@ class FlowBuilder:
                 _side(server),
             )
         )
-        return Flow(flow_id, value, time_ms, (client_is.kind, server_is.kind))
+        return Flow(flow_id, value, time_ms, (client_is.kind, server_is.kind), grades)
+
+    def _ends(
+        self, client: Half | None, server: Half | None, time_us: int
+    ) -> tuple[ServicePort | None, bytes, Resolution, bytes, Resolution]:
+        """Return the dialled Service, and who and at which address the client and the server were."""
+        service: ServicePort | None = None
+        dialed_at = b""
+        answered = True
+        if client is not None:
+            data = client.data
+            dialed_at = data[raw.REMOTE]
+            dialed_port, _ = avro.read_long(data, client.port_at)
+            service = self._history.service(dialed_at, dialed_port, time_us)
+            client_address = data[raw.LOCAL]
+            client_is = self._resolver.own(client)
+            answered = data[raw.TYPE_AT] != raw.CONNECT_FAILED
+        else:
+            assert server is not None
+            client_address = server.data[raw.REMOTE]
+            client_is = self._resolver.unobserved(client_address, time_us, answered=True)
+        if server is not None:
+            return service, client_address, client_is, server.data[raw.LOCAL], self._resolver.own(server)
+        server_is = resolve.SERVICE_ONLY
+        if service is None:
+            server_is = self._resolver.unobserved(dialed_at, time_us, answered=answered)
+        return service, client_address, client_is, dialed_at, server_is
 
 
-def _comm_end(data: bytes) -> int:
+def comm_end(data: bytes) -> int:
     """Return where comm ends and progress_seq begins."""
     return raw.COMM_AT + 1 + (data[raw.COMM_AT] >> 1)
 
@@ -262,7 +279,7 @@ def _side(half: Half | None) -> bytes:
     header = half.header
     return b"".join(
         (
-            _process(data[raw.COMM_AT + 1 : _comm_end(data)]),
+            _process(data[raw.COMM_AT + 1 : comm_end(data)]),
             data[half.side_run_at :],
             _OWNER_BYTES[data[raw.OWNER_AT]],
             avro.PRESENT,

@@ -6,6 +6,7 @@ Faust's. Called by `run`, `output`, `metadata` and `app`.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -115,8 +116,8 @@ def is_end(message: Message) -> bool:
     return error is not None and error.code() == KafkaError._PARTITION_EOF  # noqa: SLF001 (librdkafka's name)
 
 
-def wait_for_topics(bootstrap: str, topics: Sequence[Topic], wait: Callable[[str], None]) -> int:
-    """Wait until the topics exist and return the partition count of the first.
+def wait_for_topics(bootstrap: str, topics: Sequence[Topic], wait: Callable[[str], None]) -> dict[str, int]:
+    """Wait until the topics exist and return their partition counts by name.
 
     `wait` is called with what is missing before every new attempt and decides how long to sleep and what to
     say; it may raise to give up.
@@ -130,12 +131,12 @@ def wait_for_topics(bootstrap: str, topics: Sequence[Topic], wait: Callable[[str
             continue
         missing = [topic.name for topic in topics if topic.name not in present]
         if not missing:
-            return len(present[topics[0].name].partitions)
+            return {topic.name: len(present[topic.name].partitions) for topic in topics}
         wait(f"topic {', '.join(missing)} (create them with `podwire topics create`)")
 
 
 class RawReader:
-    """Reads the raw topic beside Faust: offsets, and what came before the committed one. Thread-safe."""
+    """Reads one topic beside Faust: offsets, what came before the committed one, what is live. Thread-safe."""
 
     def __init__(self, bootstrap: str, group: str, topic: str, timeout_seconds: float = 10.0) -> None:
         self._topic = topic
@@ -188,18 +189,35 @@ class RawReader:
         last = list(self._read(partition, offset - 1, offset, given_up))
         if not last:
             return
-        last_ms = last[0][0]
+        last_ms = last[0].timestamp()[1]
         with self._lock:
             (start,) = self._consumer.offsets_for_times(
                 [TopicPartition(self._topic, partition, max(0, last_ms - span_ms))],
                 timeout=self._timeout_seconds,
             )
         first = start.offset if low <= start.offset < offset else low
-        yield from self._read(partition, first, offset, given_up)
+        with contextlib.closing(self._read(partition, first, offset, given_up)) as messages:
+            for message in messages:
+                yield message.timestamp()[1], message.value()
+
+    def live(self, partition: int, given_up: Callable[[], bool]) -> dict[bytes, bytes]:
+        """Return the last value of each key of a compacted topic's partition, as far as it reaches now.
+
+        Keys whose last value is a tombstone are left out. KafkaException on what time does not heal.
+        """
+        low, high = self._bounds(partition)
+        found: dict[bytes, bytes] = {}
+        for message in self._read(partition, low, high, given_up) if low < high else ():
+            key, value = message.key() or b"", message.value()
+            if value is None:
+                found.pop(key, None)
+            else:
+                found[key] = value
+        return found
 
     def _read(
         self, partition: int, first: int, end: int, given_up: Callable[[], bool]
-    ) -> Generator[tuple[int, bytes | None], None, None]:
+    ) -> Generator[Message, None, None]:
         with self._lock:
             self._consumer.assign([TopicPartition(self._topic, partition, first)])
             try:
@@ -211,7 +229,7 @@ class RawReader:
                             continue
                         if message.offset() >= end:
                             return
-                        yield message.timestamp()[1], message.value()
+                        yield message
                         if message.offset() == end - 1:
                             return
             finally:

@@ -26,10 +26,11 @@ class Counts:
 
     batches: int = 0
     flows: int = 0
-    metadata_timeouts: int = 0
     pairs: PairCounts = field(default_factory=PairCounts)
     dead_letters: Counter[str] = field(default_factory=Counter)
     resolutions: Counter[str] = field(default_factory=Counter)
+    metadata_waits: Counter[str] = field(default_factory=Counter)
+    corrections: Counter[str] = field(default_factory=Counter)
 
 
 COUNTERS: dict[str, tuple[str, Callable[[Counts], int]]] = {
@@ -41,11 +42,7 @@ COUNTERS: dict[str, tuple[str, Callable[[Counts], int]]] = {
         "pairs one half of which had gone out one-sided on a quiet partition",
         lambda counts: counts.pairs.told_then_paired,
     ),
-    "flows": ("flow records sent", lambda counts: counts.flows),
-    "metadata_timeouts": (
-        "records that went out after waiting for metadata in vain",
-        lambda counts: counts.metadata_timeouts,
-    ),
+    "flows": ("flow records sent, corrected ones aside", lambda counts: counts.flows),
 }
 LABELLED: dict[str, tuple[str, str, Callable[[Counts], Mapping[str, int]]]] = {
     "repeats_dropped": (
@@ -55,10 +52,21 @@ LABELLED: dict[str, tuple[str, str, Callable[[Counts], Mapping[str, int]]]] = {
     ),
     "dead_letters": ("raw messages set aside, by reason", "reason", lambda counts: counts.dead_letters),
     "resolutions": ("sides of flows, by how they were resolved", "kind", lambda counts: counts.resolutions),
+    "metadata_waits": (
+        "records that waited for metadata before they went out, by how it ended: resolved, timed_out, no_room",
+        "outcome",
+        lambda counts: counts.metadata_waits,
+    ),
+    "corrections": (
+        "records that went out unsettled, by what followed: corrected, expired (no identity in time), no_room",
+        "outcome",
+        lambda counts: counts.corrections,
+    ),
 }
 GAUGES = {
     "waiting_halves": "halves that wait for their other half",
-    "waiting_metadata": "records that wait for metadata",
+    "waiting_metadata": "records that wait for metadata before they go out",
+    "pending_corrections": "records that went out unsettled and may yet be corrected",
     "in_flight": "records sent and not acknowledged by Kafka",
     "unacknowledged_batches": "raw messages processed and not acknowledged",
     "assigned_partitions": "partitions of the raw topic that this worker has",

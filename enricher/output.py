@@ -1,11 +1,14 @@
 """Sends flows and dead letters, and knows per input message when everything of it was delivered.
 
 Owns the producer and the count in flight. Never acknowledges input itself: `engine` does, from the head.
-Single-threaded: delivery reports come in `poll`, called from the same thread as `send`.
+Single-threaded: delivery reports come in `poll`, called from the same thread as `send`. What is to follow a
+delivery (`write`) is done after the producer's callbacks, so that it may send.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from enricher.errors import ProcessingError
@@ -14,13 +17,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FULL_POLL_SECONDS = 0.05
+BY_KEY = -1
+"""Leaves the partition to the producer's partitioner."""
 
 
 class Producer(Protocol):
     """What we use of confluent-kafka's producer."""
 
     def produce(
-        self, topic: str, value: bytes, key: bytes, *, timestamp: int, on_delivery: Callable[[Any, Any], None]
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes,
+        partition: int = BY_KEY,
+        *,
+        timestamp: int,
+        on_delivery: Callable[[Any, Any], None],
     ) -> None:
         """Queue a message; BufferError when the queue is full."""
 
@@ -45,13 +57,17 @@ class Entry:
 
     def delivered(self, error: Any, _message: Any) -> None:
         """Take one delivery report; ProcessingError when the message can't be delivered at all."""
-        if error is not None:
-            raise ProcessingError(
-                f"Kafka refused an output record: {error}.",
-                "look at the broker's limits and ACLs for the output topics; nothing was acknowledged",
-            )
+        _refuse(error)
         self.pending -= 1
         self.output.in_flight -= 1
+
+
+def _refuse(error: Any) -> None:
+    if error is not None:
+        raise ProcessingError(
+            f"Kafka refused an output record: {error}.",
+            "look at the broker's limits and ACLs for the output topics; nothing was acknowledged",
+        )
 
 
 class Output:
@@ -66,6 +82,7 @@ class Output:
         self._producer = producer
         self.in_flight = 0
         self.buffer_full = 0
+        self._followups: deque[Callable[[], None]] = deque()
 
     def send(self, topic: str, key: bytes, value: bytes, timestamp_ms: int, entry: Entry) -> None:
         """Send one record for an input message; waits where the producer's queue is full."""
@@ -75,11 +92,48 @@ class Output:
             try:
                 self._producer.produce(topic, value, key, timestamp=timestamp_ms, on_delivery=entry.delivered)
             except BufferError:
-                self.buffer_full += 1
-                self._producer.poll(FULL_POLL_SECONDS)
+                self._make_room()
+            else:
+                return
+
+    def write(
+        self,
+        topic: str,
+        key: bytes,
+        value: bytes | None,
+        timestamp_ms: int,
+        *,
+        partition: int = BY_KEY,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Send one record (None: a tombstone) that belongs to no input message; waits as `send` does.
+
+        `then` is called by the `poll` that learns of its delivery.
+        """
+        self.in_flight += 1
+        delivered = partial(self._written, then)
+        while True:
+            try:
+                self._producer.produce(
+                    topic, value, key, partition, timestamp=timestamp_ms, on_delivery=delivered
+                )
+            except BufferError:
+                self._make_room()
             else:
                 return
 
     def poll(self) -> None:
-        """Take the delivery reports that are there."""
+        """Take the delivery reports that are there, and do what was to follow them."""
         self._producer.poll(0)
+        while self._followups:
+            self._followups.popleft()()
+
+    def _written(self, then: Callable[[], None] | None, error: Any, _message: Any) -> None:
+        _refuse(error)
+        self.in_flight -= 1
+        if then is not None:
+            self._followups.append(then)
+
+    def _make_room(self) -> None:
+        self.buffer_full += 1
+        self._producer.poll(FULL_POLL_SECONDS)

@@ -83,6 +83,19 @@ class Header:
         """Flow's clock_error_us of a side, encoded."""
         return avro.optional_long(self.clock_error_us)
 
+    @cached_property
+    def encoded(self) -> bytes:
+        """All fields, in order."""
+        numbers = (
+            self.producer_epoch,
+            self.partition,
+            self.sequence,
+            self.key_id,
+            self.clock_error_us,
+        )
+        texts = avro.text(self.cluster) + avro.text(self.node) + avro.text(self.boot_id)
+        return texts + b"".join(map(avro.long, numbers))
+
 
 @dataclass(slots=True)
 class Half:
@@ -175,6 +188,14 @@ def _cut(value: bytes, partition: int) -> list[Half]:
             "INCONSISTENT_SIZES", f"{len(value) - position} bytes where the array should end"
         )
     return halves
+
+
+def half(header: Header, index: int, data: bytes) -> Half:
+    """Return the half whose encoded TcpEvent is `data`, as `cut` would; ValueError when it is none."""
+    found = _EVENT.fullmatch(data)
+    if found is None:
+        raise ValueError(f"{len(data)} bytes are no TcpEvent")
+    return Half(header, index, data, found.start(1), found.start(2), found.start(3))
 
 
 def _header(value: bytes) -> tuple[Header, int]:

@@ -35,7 +35,8 @@ class Resolution:
         pod: the pod; None unless the kind names one.
         container_id: 32 bytes, zeros when the side's own kernel named none.
         node: node it runs on; None when it is not known to run in the cluster.
-        provisional: whether metadata that is still to come could better the answer.
+        provisional: whether metadata that is still to come could better the answer: worth waiting for.
+        correctable: whether a later record could; wider than `provisional`, see `grade`.
     """
 
     kind: str
@@ -45,6 +46,16 @@ class Resolution:
     container_id: bytes
     node: str | None
     provisional: bool
+    correctable: bool
+
+    @property
+    def grade(self) -> int:
+        """Return how good the answer is: 0 provisional, 1 nobody or no container known so far, 2 settled.
+
+        An address works before the API shows it, so a Pod record that comes after the watermark has passed may
+        yet name an owner; but nothing says that one will come, so grade 1 is not worth waiting for.
+        """
+        return 2 - self.provisional - self.correctable
 
     @property
     def in_cluster(self) -> bool | None:
@@ -64,21 +75,32 @@ def resolution(
     container_id: bytes = NO_CONTAINER,
     node: str | None = None,
     provisional: bool = False,
+    correctable: bool = False,
 ) -> Resolution:
-    """Return the one Resolution of these arguments."""
-    return Resolution(kind, reason, candidates, pod, container_id, node, provisional)
+    """Return the one Resolution of these arguments; what is provisional is correctable too."""
+    return Resolution(
+        kind, reason, candidates, pod, container_id, node, provisional, provisional or correctable
+    )
 
 
 @lru_cache(maxsize=_CACHE)
 def socket(pod: Pod, container_id: bytes) -> Resolution:
-    """Return SOCKET for a container of a pod; what `resolution` gives, at less cost."""
-    return resolution("SOCKET", pod=pod, container_id=container_id, node=pod.node)
+    """Return SOCKET for a container of a pod; what `resolution` gives, at less cost.
+
+    A container talks before the API shows its id, so its name may come with a later record of the pod.
+    """
+    unnamed = container_id != NO_CONTAINER and container_id not in pod.containers
+    return resolution("SOCKET", pod=pod, container_id=container_id, node=pod.node, correctable=unnamed)
 
 
 EXTERNAL = resolution("EXTERNAL")
 SERVICE_ONLY = resolution("SERVICE_ONLY")
 LATE = resolution("UNRESOLVED", reason="METADATA_LATE", provisional=True)
-NO_OWNER = resolution("UNRESOLVED", reason="NO_OWNER_AT_TIME")
+NO_OWNER = resolution("UNRESOLVED", reason="NO_OWNER_AT_TIME", correctable=True)
+NO_OTHER_HALF = resolution("UNRESOLVED", reason="NO_OTHER_HALF", correctable=True)
+LOOPBACK = resolution("UNRESOLVED", reason="NO_OWNER_AT_TIME")
+LOOPBACK_OTHER_HALF = resolution("UNRESOLVED", reason="NO_OTHER_HALF")
+_BY_ITS_HALF_ALONE = {NO_OWNER: NO_OTHER_HALF, LOOPBACK: LOOPBACK_OTHER_HALF}
 
 
 class Resolver:
@@ -102,8 +124,22 @@ class Resolver:
         found = self.at(data[LOCAL], half.event_unix_us)
         if found.kind in {"EXTERNAL", "UNRESOLVED"}:
             reason = found.reason or "NO_OWNER_AT_TIME"
-            return resolution("UNRESOLVED", reason=reason, node=node, provisional=found.provisional)
+            return resolution(
+                "UNRESOLVED",
+                reason=reason,
+                node=node,
+                provisional=found.provisional,
+                correctable=found is not LOOPBACK,
+            )
         return found
+
+    def unobserved(self, address: bytes, time_us: int, *, answered: bool) -> Resolution:
+        """Return who the side was whose half is not there; `answered` says that a connection came about.
+
+        Then somebody had the address: where no owner is known, only the other half could have named the side.
+        """
+        found = self.at(address, time_us)
+        return _BY_ITS_HALF_ALONE.get(found, found) if answered else found
 
     def _by_identity(self, identity: bytes, container_id: bytes, node: str) -> Resolution:
         pod = self._history.pod(identity, node)
@@ -120,7 +156,7 @@ class Resolver:
             return resolution("NODE", node=node)
         where, inside = scope(address), self._networks.in_cluster(address)
         if where == "LOOPBACK":
-            return NO_OWNER
+            return LOOPBACK
         if where == "LINK_LOCAL" or inside is False:
             return EXTERNAL
         until_us = self._history.pods_complete_until_us

@@ -17,8 +17,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from enricher import health, kafka, metadata, watchdog
 from enricher.app import Worker, wall_ms
+from enricher.corrections import Limits as CorrectionLimits
 from enricher.engine import Engine, Limits
-from enricher.errors import FatalError, ProcessingError, SchemaIdError
+from enricher.errors import FatalError, PartitionsError, ProcessingError, SchemaIdError
 from enricher.flow import FlowBuilder
 from enricher.history import History
 from enricher.metrics import Exporter
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from schemas.registry import SchemaIds
 
 RETRY_SECONDS = 1.0
+TOPICS = (catalog.RAW, catalog.FLOWS, catalog.DEADLETTER, catalog.CORRECTIONS, *metadata.TOPICS)
 log = structlog.get_logger()
 
 
@@ -66,8 +68,7 @@ def run(arguments: list[str]) -> int:
     server = health.serve(settings.http_host, settings.http_port, exporting, lambda: _unhealthy(waiting))
     log.info("started", cluster=settings.cluster, group=settings.group_id, http_port=server.server_port)
 
-    topics = (catalog.RAW, catalog.FLOWS, catalog.DEADLETTER, *metadata.TOPICS)
-    kafka.wait_for_topics(settings.bootstrap, topics, waiting)
+    _check_partitions(kafka.wait_for_topics(settings.bootstrap, TOPICS, waiting))
     worker = _assemble(settings, _schema_ids(settings, waiting), exporting, waiting)
     try:
         worker.run()
@@ -84,10 +85,20 @@ def _unhealthy(waiting: Waiting) -> str | None:
     return None if waiting.what is None else f"waiting for {waiting.what}"
 
 
+def _check_partitions(counts: Mapping[str, int]) -> None:
+    """Raise PartitionsError when the changelog has no partition for one of the raw topic."""
+    raw, changelog = counts[catalog.RAW.name], counts[catalog.CORRECTIONS.name]
+    if changelog < raw:
+        raise PartitionsError(
+            f"{catalog.CORRECTIONS.name} has {changelog} partitions, {catalog.RAW.name} has {raw}.",
+            f"add partitions to {catalog.CORRECTIONS.name}, or delete it while no enricher runs and create it anew",
+        )
+
+
 def _schema_ids(settings: Settings, waiting: Waiting) -> SchemaIds:
     ids = registry.connect(settings.registry_url, waiting)
     try:
-        for topic in (catalog.RAW, catalog.FLOWS, catalog.DEADLETTER, *metadata.TOPICS):
+        for topic in TOPICS:
             ids.id_of(topic)
     except registry.UnknownSchemaError as error:
         raise SchemaIdError(f"{error}", "register the schemas, then start again") from error
@@ -109,12 +120,20 @@ def _assemble(settings: Settings, ids: SchemaIds, exporting: CollectorRegistry, 
     builder = FlowBuilder(settings.cluster, ids.id_of(catalog.FLOWS), history, networks, resolver)
     output = Output(kafka.producer(settings.bootstrap, f"{settings.group_id}-{os.getpid()}"))
     limits = Limits(
-        settings.window_ms, settings.idle_slack_ms, settings.metadata_wait_ms, settings.waiting_max
+        settings.window_ms,
+        settings.idle_slack_ms,
+        settings.metadata_wait_ms,
+        settings.waiting_max,
+        settings.group_id,
+        CorrectionLimits(settings.correction_ms, settings.corrections_max),
     )
     engine = Engine(limits, ids, history, builder, output)
     exporting.register(Exporter(engine.counts, lambda: _gauges(engine, reader)))
     raw_reader = kafka.RawReader(settings.bootstrap, settings.group_id, catalog.RAW.name)
-    worker = Worker(settings, engine, reader, raw_reader, die)
+    changelog = None
+    if settings.correction_ms:
+        changelog = kafka.RawReader(settings.bootstrap, settings.group_id, catalog.CORRECTIONS.name)
+    worker = Worker(settings, engine, reader, raw_reader, changelog, die)
     watchdog_reader = kafka.RawReader(settings.bootstrap, settings.group_id, catalog.RAW.name)
     watchdog.watch(watchdog_reader, settings.stall_seconds, lambda: _progress(engine), die)
     _bound_the_end(worker, settings.stop_seconds)
@@ -132,6 +151,7 @@ def _gauges(engine: Engine, reader: metadata.MetadataReader) -> Mapping[str, flo
     return {
         "waiting_halves": sum(partition.pairing.waiting for partition in partitions),
         "waiting_metadata": engine.waiting_metadata,
+        "pending_corrections": engine.corrections.pending,
         "in_flight": engine.output.in_flight,
         "unacknowledged_batches": sum(len(partition.entries) for partition in partitions),
         "assigned_partitions": len(partitions),

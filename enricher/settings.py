@@ -47,6 +47,18 @@ class Settings(BaseSettings):
         ge=0,
         description="milliseconds that a record may wait for metadata before it goes out UNRESOLVED",
     )
+    correction_ms: int = Field(
+        60_000,
+        ge=0,
+        description="milliseconds after a record went out unsettled within which an identity that arrives is followed "
+        "by a corrected record; 0: never",
+    )
+    corrections_max: int = Field(
+        50_000,
+        ge=0,
+        description="records that may be pending for a correction at the same time, 1 kB each; above, records go out "
+        "without one to come",
+    )
     cidr_names: Annotated[dict[str, tuple[str, ...]], NoDecode] = Field(
         default_factory=dict,
         description='named networks as JSON, {"office": ["203.0.113.0/24"]}; the longest range names an address',

@@ -148,6 +148,8 @@ def _figures(flow: Flow) -> Iterator[str]:
         yield f"sent={sent}B received={received}B"
     if flow["observed_by"] != "BOTH":
         yield f"seen by {flow['observed_by'].lower()} only"
+    if flow["revision"]:
+        yield f"rev={flow['revision']}"
 
 
 def _span(us: int) -> str:

@@ -44,7 +44,7 @@ def create(
 ) -> dict[str, bool]:
     """Create the topics that are missing and return, by name, whether each was created now.
 
-    `partitions` counts for the raw and the flows topic. KafkaException when the broker refuses one.
+    `partitions` counts for the topics of events: raw, flows, corrections. KafkaException when the broker refuses one.
     """
     admin = _admin(bootstrap)  # kept: a temporary client would be destroyed before it acts
     wanted = [

@@ -26,6 +26,7 @@ class Topic:
         policy: Kafka's `cleanup.policy`.
         retention_ms: Kafka's `retention.ms`; unused under compaction.
         log_append_time: True when the broker stamps messages, so that all readers share its clock.
+        churning: True when a compacted topic's records soon become tombstones, so that it must be cleaned soon.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Topic:
     policy: Literal["delete", "compact"]
     retention_ms: int
     log_append_time: bool = False
+    churning: bool = False
 
     def config(self) -> dict[str, str]:
         """Return the topic's configuration in Kafka's own terms."""
@@ -45,6 +47,10 @@ class Topic:
         else:
             config["min.cleanable.dirty.ratio"] = "0.1"
             config["delete.retention.ms"] = str(DAY_MS)
+        if self.churning:
+            # Readers begin at the start and need what is live: a segment in use is never cleaned, so it is small.
+            config["segment.bytes"] = str(16 << 20)
+            config["delete.retention.ms"] = str(HOUR_MS)
         if self.log_append_time:
             config["message.timestamp.type"] = "LogAppendTime"
         return config
@@ -60,8 +66,11 @@ FLOWS = Topic("podwire.flows.v1", "Flow", 7, "flow_id", None, "delete", 7 * DAY_
 DEADLETTER = Topic(
     "podwire.deadletter.v1", "DeadLetter", 8, "topic/partition/offset of the source", 1, "delete", 7 * DAY_MS
 )
+CORRECTIONS = Topic(
+    "podwire.corrections.v1", "Correction", 10, "group/record identity", None, "compact", -1, churning=True
+)
 
-TOPICS = (RAW, COLLECTOR, PODS, SERVICES, NODES, WATERMARKS, FLOWS, DEADLETTER)
+TOPICS = (RAW, COLLECTOR, PODS, SERVICES, NODES, WATERMARKS, FLOWS, DEADLETTER, CORRECTIONS)
 METADATA = (PODS, SERVICES, NODES)
 PARTITIONS_DEFAULT = 4
 

@@ -29,7 +29,7 @@ POLL_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Totals:
-    """The demo's last line; flows are counted once per record identity, repeats in `duplicates`.
+    """The demo's last line; flows are counted once per record in their highest revision, repeats in `duplicates`.
 
     Attributes:
         flows: distinct flow records.
@@ -37,7 +37,7 @@ class Totals:
         unresolved: of these, with a side UNRESOLVED.
         raw_events: events in the raw topic.
         lost: events that the kernel could not hand over, by the collector's last report.
-        duplicates: flow records that repeat the identity of an earlier one.
+        duplicates: flow records that repeat the identity of an earlier one; a correction is none.
     """
 
     flows: int
@@ -76,7 +76,8 @@ class Counter:
         """Judge the connections to `service`, (namespace, name)."""
         self._service = service
         self._seen: set[tuple[str, str, str, int, int]] = set()
-        self._both = self._unresolved = self._duplicates = 0
+        self._duplicates = 0
+        self._highest: dict[tuple[str, str, str, int], tuple[int, bool, bool]] = {}
         self._through: dict[tuple[str, str], tuple[bool, bool]] = {}
 
     def add(self, flow: Flow) -> None:
@@ -86,8 +87,9 @@ class Counter:
             self._duplicates += 1
             return
         self._seen.add(key)
-        self._both += flow["observed_by"] == "BOTH"
-        self._unresolved += "UNRESOLVED" in (flow["client_resolution"], flow["server_resolution"])
+        unresolved = "UNRESOLVED" in (flow["client_resolution"], flow["server_resolution"])
+        counted = (flow["revision"], flow["observed_by"] == "BOTH", unresolved)
+        self._highest[key[:4]] = max(counted, self._highest.get(key[:4], counted))
         if (flow["service_namespace"], flow["service_name"]) != self._service:
             return
         if flow["record_type"] in ("OPEN", "CLOSE"):
@@ -97,7 +99,9 @@ class Counter:
 
     def totals(self, raw_events: int, lost: int) -> Totals:
         """Return the counts of what was added."""
-        return Totals(len(self._seen), self._both, self._unresolved, raw_events, lost, self._duplicates)
+        both = sum(is_both for _, is_both, _ in self._highest.values())
+        unresolved = sum(is_unresolved for *_, is_unresolved in self._highest.values())
+        return Totals(len(self._highest), both, unresolved, raw_events, lost, self._duplicates)
 
     def complaint(self) -> str | None:
         """Return None when the Service's connections came out two-sided and resolved, else one sentence."""

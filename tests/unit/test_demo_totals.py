@@ -41,6 +41,16 @@ def test_counter_counts_a_repeat_as_a_duplicate_only() -> None:
     )
 
 
+def test_corrected_record_counts_in_its_highest_revision() -> None:
+    """A correction is neither a second flow nor a repeat, and what it names is not unresolved."""
+    first, second = flow(client_resolution="UNRESOLVED"), flow(revision=1)
+    close = flow(record_type="CLOSE")
+    for seen in (counter(first, second, close), counter(first, second, first, close)):
+        counts = seen.totals(4, 0)
+        assert (counts.flows, counts.both_sided, counts.unresolved) == (2, 2, 0)
+        assert seen.complaint() is None
+
+
 def test_counter_counts_one_sided_and_unresolved_flows_of_the_whole_machine() -> None:
     """Connections beside the Service are counted, too."""
     other = flow("b", observed_by="CLIENT", service_name=None, server_resolution="UNRESOLVED")

@@ -31,7 +31,9 @@ class FakeProducer:
         self.timestamps: list[int] = []
         self.full = 0
 
-    def produce(self, topic: str, value: bytes, key: bytes, *, timestamp: int, on_delivery: Any) -> None:
+    def produce(
+        self, topic: str, value: bytes, key: bytes, partition: int = -1, *, timestamp: int, on_delivery: Any
+    ) -> None:
         """Keep one message."""
         if self.full:
             self.full -= 1
@@ -175,7 +177,7 @@ def test_record_waits_for_its_pod_and_goes_out_when_it_comes() -> None:
     rig.producer.deliver(0)
     rig.tick(later_ms=800)
     assert rig.acked == [0]
-    assert rig.engine.counts.metadata_timeouts == 0
+    assert rig.engine.counts.metadata_waits == {"resolved": 1}
 
 
 def test_record_goes_out_unresolved_at_its_deadline() -> None:
@@ -187,7 +189,7 @@ def test_record_goes_out_unresolved_at_its_deadline() -> None:
     rig.tick(later_ms=1000)
     (flow,) = rig.producer.flows()
     assert (flow["client_resolution"], flow["server_resolution"]) == ("SOCKET", "UNRESOLVED")
-    assert rig.engine.counts.metadata_timeouts == 1
+    assert rig.engine.counts.metadata_waits == {"timed_out": 1}
 
 
 def test_watermark_releases_address_lookups() -> None:

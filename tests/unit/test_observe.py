@@ -118,6 +118,13 @@ def test_compact_line_marks_what_is_not_sure() -> None:
     assert "10.0.0.2:8080?NO_OWNER_AT_TIME" in line
 
 
+@pytest.mark.parametrize("line", [observe.compact, observe.wide], ids=["compact", "wide"])
+def test_corrected_record_is_recognisable(line: Any) -> None:
+    """A record that was corrected says which revision it is; the first one says nothing."""
+    assert " rev=1" in line(flow(revision=1))
+    assert "rev=" not in line(flow())
+
+
 def test_compact_line_is_coloured_only_when_asked() -> None:
     """No escape code reaches a file."""
     assert "\x1b" not in observe.compact(flow())

@@ -139,6 +139,30 @@ def test_address_of_no_pod_at_that_time_is_unresolved() -> None:
     assert (found.kind, found.reason, found.provisional) == ("UNRESOLVED", "NO_OWNER_AT_TIME", False)
 
 
+@pytest.mark.parametrize(
+    ("address", "answered", "reason", "grade"),
+    [
+        ("10.0.0.77", True, "NO_OTHER_HALF", 1),
+        ("10.0.0.77", False, "NO_OWNER_AT_TIME", 1),
+        ("127.0.0.1", True, "NO_OTHER_HALF", 2),
+        ("127.0.0.1", False, "NO_OWNER_AT_TIME", 2),
+        ("8.8.8.8", True, None, 2),
+    ],
+)
+def test_unobserved_side_without_an_owner_lacks_its_half(
+    address: str, answered: bool, reason: str | None, grade: int
+) -> None:
+    """Somebody answered whom only the other half could name; nobody owns loopback, whatever comes later."""
+    found = resolver(history()).unobserved(halves.ip(address), NOW_US, answered=answered)
+    assert (found.reason, found.grade, found.provisional) == (reason, grade, False)
+
+
+def test_provisional_answer_is_worth_waiting_for_and_correcting() -> None:
+    """Late metadata has grade 0, below nobody known (1) and settled (2)."""
+    assert (resolve.LATE.grade, resolve.NO_OWNER.grade, resolve.EXTERNAL.grade) == (0, 1, 2)
+    assert resolve.LATE.correctable
+
+
 def test_host_network_pod_never_owns_its_address() -> None:
     """The address of a hostNetwork pod is its node's and names the node."""
     pod = halves.pod_record(1, "192.168.7.1", host_network=True)
