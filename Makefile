@@ -8,7 +8,7 @@ TESTS ?= tests
 KERNELS ?= 5.10,6.1,6.12,7
 MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:2.8:copy-dependencies
 
-.PHONY: help setup bpf kafka demo test kernels lint bench abi docs lock clean
+.PHONY: help setup bpf kafka demo test kernels fault lint bench abi docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test: setup ## run all tests (root, for the probes)
 
 kernels: setup ## run the scenarios on other kernels, in QEMU guests: kernel x tier x scenario
 	@exec $(PYTHON_VENV) -m tests.kernel.guests --kernels $(KERNELS)
+
+fault: setup ## kill, cut, stall and fill everything in mid-traffic, and balance the books (root; about 15 minutes)
+	@exec $(PYTHON_VENV) -m tests.fault
 
 lint: setup ## check style, types and import layers
 	$(PYTHON_VENV) -m ruff check .

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.fault import reuse
 from tests.fault.faults import CANARY, FAULTS, Fault
 from tests.fault.rounds import World, make_folder, play, table
 
@@ -22,17 +23,28 @@ if TYPE_CHECKING:
     from tests.fault.rounds import Row
 
 
+REUSE = "addresses reused"
+REUSE_PODS_AND_SECONDS = ((10_000, 60.0), (1_500, 12.0))
+
+
 def main(arguments: Sequence[str]) -> int:
     """Play the faults, print the table and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.fault", description=__doc__)
-    parser.add_argument("--faults", default=";".join(FAULTS), help="which of them, semicolon between")
+    parser.add_argument(
+        "--faults", default=";".join([*FAULTS, REUSE]), help="which of them, semicolon between"
+    )
     parser.add_argument("--short", action="store_true", help="as short as in `make test`")
     parser.add_argument("--no-canary", action="store_true", help="leave out the one that must be caught")
     options = parser.parse_args(arguments)
-    wanted = [(name, FAULTS[name]) for name in options.faults.split(";")]
+    names = options.faults.split(";")
+    wanted = [(name, FAULTS[name]) for name in names if name != REUSE]
     if not options.no_canary:
         wanted.append(("canary: halves dropped", CANARY))
     rows = list(play_all(wanted, short=options.short))
+    if REUSE in names:
+        _say(f"{REUSE} ...")
+        with tempfile.TemporaryDirectory(prefix="podwire-fault-") as folder:
+            rows.append(reuse.play(Path(folder), *REUSE_PODS_AND_SECONDS[options.short]))
     sys.stdout.write(table(rows))
     canary = [row for row in rows if row.fault.startswith("canary")]
     bad = [row.fault for row in rows if row not in canary and not row.good]

@@ -1,7 +1,6 @@
 """Every fault of the suite: what goes wrong in the middle of traffic, and the world that it needs.
 
-One table, FAULTS; a fault returns when its cause is over and what it ended was started again. Called by `__main__` and
-test_faults.
+One table, FAULTS; a fault returns when its cause is over and what it ended was started again. Called by `__main__`.
 """
 
 from __future__ import annotations

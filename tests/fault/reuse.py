@@ -1,8 +1,7 @@
 """Addresses that pods hand on within seconds, by the thousand: whom does a flow to such an address name?
 
 Real Kafka, watcher and worker; pods are entries of the manifest file, and connections to them are halves of a client
-whose other half nobody sent, so that an address at a time is all that is known of the server. Called by `__main__` and
-test_faults.
+whose other half nobody sent, so that an address at a time is all that is known of the server. Called by `__main__`.
 """
 
 from __future__ import annotations

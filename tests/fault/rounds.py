@@ -1,7 +1,7 @@
 """One round of the fault suite: traffic, a fault in its middle, and what became of every connection afterwards.
 
 Owns the worlds that faults happen in (real Kafka, real services, real connections between pods of a lab) and the
-verdict. Never decides what goes wrong: that is `faults`. Called by `__main__` and test_faults.
+verdict. Never decides what goes wrong: that is `faults`. Called by `__main__`.
 """
 
 from __future__ import annotations
