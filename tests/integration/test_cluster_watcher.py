@@ -181,17 +181,18 @@ def test_manifests_become_committed_records_and_watermarks(watcher: Watcher) -> 
     before_us = time.time_ns() // 1000
     watcher.start()
     until(watcher.healthy)
-    record = watcher.pods()["a"]
-    assert record is not None
+    record = until(lambda: watcher.pods().get("a"))
     assert (record["cluster"], record["name"], record["workload"]) == (watcher.cluster, "a", "api")
     for topic, name in ((catalog.SERVICES, "s"), (catalog.NODES, "n")):
-        found, _ = read(watcher.bootstrap, topic)
-        assert found[watcher.uid(name)] is not None
+        uid = watcher.uid(name)
+        until(lambda topic=topic, uid=uid: read(watcher.bootstrap, topic)[0].get(uid))
     marks = until(lambda: len(found := watcher.watermarks()) == 3 and found)
     for kind, topic in zip(("pods", "services", "nodes"), catalog.METADATA, strict=True):
         assert before_us <= marks[kind]["complete_until_us"] <= time.time_ns() // 1000
         assert (marks[kind]["topic"], marks[kind]["source"]) == (topic.name, "manifests")
-        assert 0 < marks[kind]["end_offset"] <= read(watcher.bootstrap, topic)[1]
+        end = marks[kind]["end_offset"]
+        assert end > 0
+        until(lambda topic=topic, end=end: end <= read(watcher.bootstrap, topic)[1])
     later_us = marks["pods"]["complete_until_us"]
     until(lambda: watcher.watermarks()["pods"]["complete_until_us"] > later_us)
     assert watcher.stop() == 0
@@ -222,8 +223,9 @@ def test_restart_goes_on_from_its_own_topics(watcher: Watcher, how: signal.Signa
     watcher.start()
     until(watcher.healthy)
     watcher.stop(how)
-    mark_us = watcher.watermarks()["pods"]["complete_until_us"]
-    kept = watcher.pods()["a"]
+    # A commit is answered before its marker is written, and until then readers don't see what was committed.
+    mark_us = until(lambda: watcher.watermarks().get("pods"))["complete_until_us"]
+    kept = until(lambda: watcher.pods().get("a"))
     watcher.write(pod("a", uid=watcher.uid("a")))
     restarted_us = time.time_ns() // 1000
     watcher.start()
@@ -279,7 +281,7 @@ def test_start_order_does_not_matter(tmp_path: Path) -> None:
         until(lambda: b"manifests_unreadable" in watcher.log.read_bytes())
         watcher.write(pod("a", uid=watcher.uid("a")))
         until(watcher.healthy)
-        assert set(watcher.pods()) == {"a"}
+        until(lambda: set(watcher.pods()) == {"a"})
         assert watcher.stop() == 0
     finally:
         if watcher.process is not None:
