@@ -30,6 +30,7 @@ class Counts:
     pairs: PairCounts = field(default_factory=PairCounts)
     dead_letters: Counter[str] = field(default_factory=Counter)
     resolutions: Counter[str] = field(default_factory=Counter)
+    intervals: Counter[str] = field(default_factory=Counter)
 
 
 COUNTERS: dict[str, tuple[str, Callable[[Counts], int]]] = {
@@ -55,12 +56,19 @@ LABELLED: dict[str, tuple[str, str, Callable[[Counts], Mapping[str, int]]]] = {
     ),
     "dead_letters": ("raw messages set aside, by reason", "reason", lambda counts: counts.dead_letters),
     "resolutions": ("sides of flows, by how they were resolved", "kind", lambda counts: counts.resolutions),
+    "completeness_records": (
+        "completeness records sent by this worker, by outcome",
+        "outcome",
+        lambda counts: counts.intervals,
+    ),
 }
 GAUGES = {
     "waiting_halves": "halves that wait for their other half",
     "waiting_metadata": "records that wait for metadata",
     "in_flight": "records sent and not acknowledged by Kafka",
     "unacknowledged_batches": "raw messages processed and not acknowledged",
+    "uncovered_batches": "raw messages processed whose coverage was not sent: halves of them may still wait",
+    "undecided_intervals": "intervals of nodes not known to be complete, in the worker that joins coverage and reports",
     "assigned_partitions": "partitions of the raw topic that this worker has",
     "pods": "pods known, the ended ones included",
     "metadata_undecodable": "metadata records that could not be read, since the start",

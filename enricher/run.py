@@ -21,6 +21,7 @@ from enricher.engine import Engine, Limits
 from enricher.errors import FatalError, ProcessingError, SchemaIdError
 from enricher.flow import FlowBuilder
 from enricher.history import History
+from enricher.joiner import Joiner
 from enricher.metrics import Exporter
 from enricher.networks import Networks
 from enricher.output import Output
@@ -35,6 +36,15 @@ if TYPE_CHECKING:
     from schemas.registry import SchemaIds
 
 RETRY_SECONDS = 1.0
+TOPICS = (
+    catalog.RAW,
+    catalog.FLOWS,
+    catalog.DEADLETTER,
+    *metadata.TOPICS,
+    catalog.COLLECTOR,
+    catalog.COVERAGE,
+    catalog.COMPLETENESS,
+)
 log = structlog.get_logger()
 
 
@@ -66,8 +76,7 @@ def run(arguments: list[str]) -> int:
     server = health.serve(settings.http_host, settings.http_port, exporting, lambda: _unhealthy(waiting))
     log.info("started", cluster=settings.cluster, group=settings.group_id, http_port=server.server_port)
 
-    topics = (catalog.RAW, catalog.FLOWS, catalog.DEADLETTER, *metadata.TOPICS)
-    kafka.wait_for_topics(settings.bootstrap, topics, waiting)
+    kafka.wait_for_topics(settings.bootstrap, TOPICS, waiting)
     worker = _assemble(settings, _schema_ids(settings, waiting), exporting, waiting)
     try:
         worker.run()
@@ -87,7 +96,7 @@ def _unhealthy(waiting: Waiting) -> str | None:
 def _schema_ids(settings: Settings, waiting: Waiting) -> SchemaIds:
     ids = registry.connect(settings.registry_url, waiting)
     try:
-        for topic in (catalog.RAW, catalog.FLOWS, catalog.DEADLETTER, *metadata.TOPICS):
+        for topic in TOPICS:
             ids.id_of(topic)
     except registry.UnknownSchemaError as error:
         raise SchemaIdError(f"{error}", "register the schemas, then start again") from error
@@ -112,11 +121,16 @@ def _assemble(settings: Settings, ids: SchemaIds, exporting: CollectorRegistry, 
         settings.window_ms, settings.idle_slack_ms, settings.metadata_wait_ms, settings.waiting_max
     )
     engine = Engine(limits, ids, history, builder, output)
-    exporting.register(Exporter(engine.counts, lambda: _gauges(engine, reader)))
+    joining = kafka.producer(settings.bootstrap, f"{settings.group_id}-completeness-{os.getpid()}")
+    joiner = Joiner(
+        settings.bootstrap, settings.group_id, settings.cluster, ids, joining, engine.counts.intervals
+    )
+    exporting.register(Exporter(engine.counts, lambda: _gauges(engine, reader, joiner)))
     raw_reader = kafka.RawReader(settings.bootstrap, settings.group_id, catalog.RAW.name)
     worker = Worker(settings, engine, reader, raw_reader, die)
     watchdog_reader = kafka.RawReader(settings.bootstrap, settings.group_id, catalog.RAW.name)
     watchdog.watch(watchdog_reader, settings.stall_seconds, lambda: _progress(engine), die)
+    joiner.start(lambda: 0 in engine.partitions and not worker.stopping.is_set(), die)
     _bound_the_end(worker, settings.stop_seconds)
     return worker
 
@@ -126,14 +140,16 @@ def _progress(engine: Engine) -> watchdog.Progress:
     return watchdog.Progress(positions, engine.counts.batches)
 
 
-def _gauges(engine: Engine, reader: metadata.MetadataReader) -> Mapping[str, float | None]:
+def _gauges(engine: Engine, reader: metadata.MetadataReader, joiner: Joiner) -> Mapping[str, float | None]:
     partitions = list(engine.partitions.values())
     until_us = engine.history.pods_complete_until_us
     return {
         "waiting_halves": sum(partition.pairing.waiting for partition in partitions),
         "waiting_metadata": engine.waiting_metadata,
         "in_flight": engine.output.in_flight,
-        "unacknowledged_batches": sum(len(partition.entries) for partition in partitions),
+        "unacknowledged_batches": engine.unacknowledged,
+        "uncovered_batches": engine.uncovered,
+        "undecided_intervals": joiner.undecided,
         "assigned_partitions": len(partitions),
         "pods": engine.history.pods,
         "metadata_undecodable": reader.unpacker.undecodable,
