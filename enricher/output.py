@@ -80,6 +80,6 @@ class Output:
             else:
                 return
 
-    def poll(self) -> None:
-        """Take the delivery reports that are there."""
-        self._producer.poll(0)
+    def poll(self, seconds: float = 0) -> None:
+        """Take the delivery reports that are there, waiting at most this long for the first."""
+        self._producer.poll(seconds)
