@@ -35,7 +35,8 @@ class Resolution:
         pod: the pod; None unless the kind names one.
         container_id: 32 bytes, zeros when the side's own kernel named none.
         node: node it runs on; None when it is not known to run in the cluster.
-        provisional: whether metadata that is still to come could better the answer.
+        provisional: whether metadata that is still to come could better the answer: worth waiting for.
+        correctable: whether a later record could; wider than `provisional`, see `grade`.
     """
 
     kind: str
@@ -45,6 +46,16 @@ class Resolution:
     container_id: bytes
     node: str | None
     provisional: bool
+    correctable: bool
+
+    @property
+    def grade(self) -> int:
+        """Return how good the answer is: 0 provisional, 1 nobody known so far, 2 settled.
+
+        An address works before the API shows it, so a Pod record that comes after the watermark has passed may
+        yet name an owner; but nothing says that one will come, so grade 1 is not worth waiting for.
+        """
+        return 2 - self.provisional - self.correctable
 
     @property
     def in_cluster(self) -> bool | None:
@@ -64,15 +75,22 @@ def resolution(
     container_id: bytes = NO_CONTAINER,
     node: str | None = None,
     provisional: bool = False,
+    correctable: bool = False,
 ) -> Resolution:
-    """Return the one Resolution of these arguments."""
-    return Resolution(kind, reason, candidates, pod, container_id, node, provisional)
+    """Return the one Resolution of these arguments; what is provisional is correctable too."""
+    return Resolution(
+        kind, reason, candidates, pod, container_id, node, provisional, provisional or correctable
+    )
 
 
 @lru_cache(maxsize=_CACHE)
 def socket(pod: Pod, container_id: bytes) -> Resolution:
-    """Return SOCKET for a container of a pod; what `resolution` gives, at less cost."""
-    return resolution("SOCKET", pod=pod, container_id=container_id, node=pod.node)
+    """Return SOCKET for a container of a pod; what `resolution` gives, at less cost.
+
+    A container runs before the API tells its id, so one that the pod doesn't have yet may get its name later.
+    """
+    unnamed = container_id != NO_CONTAINER and container_id not in pod.containers
+    return resolution("SOCKET", pod=pod, container_id=container_id, node=pod.node, correctable=unnamed)
 
 
 EXTERNAL = resolution("EXTERNAL")
@@ -94,19 +112,33 @@ class Resolver:
         identity = data[POD_UID]
         node = half.header.node
         if identity != NO_POD:
-            return self._by_identity(identity, data[CONTAINER_ID], node)
+            return self._by_identity(identity, data[CONTAINER_ID], node, half.event_unix_us)
         if data[OWNER_AT] in _OWNERS_KNOWN:
             # A process that entered a pod's network from outside, as with nsenter, talks from the pod's address.
             owners = self._history.owners(data[LOCAL], half.event_unix_us)
-            return _among(owners, half.event_unix_us) if owners else resolution("NODE", node=node)
+            if owners:
+                return _among(owners, half.event_unix_us)
+            return resolution(
+                "NODE", node=node, correctable=self._may_be_a_pods(data[LOCAL], half.event_unix_us)
+            )
         found = self.at(data[LOCAL], half.event_unix_us)
         if found.kind in {"EXTERNAL", "UNRESOLVED"}:
             reason = found.reason or "NO_OWNER_AT_TIME"
             return resolution("UNRESOLVED", reason=reason, node=node, provisional=found.provisional)
         return found
 
-    def _by_identity(self, identity: bytes, container_id: bytes, node: str) -> Resolution:
-        pod = self._history.pod(identity, node)
+    def _may_be_a_pods(self, address: bytes, time_us: int) -> bool:
+        """Return whether an address that no pod is known to have had at a time may yet turn out to be a pod's."""
+        known = self._history
+        return not (
+            known.is_settled(time_us)
+            or known.node(address, time_us) is not None
+            or scope(address) in {"LOOPBACK", "LINK_LOCAL"}
+            or self._networks.in_cluster(address) is False
+        )
+
+    def _by_identity(self, identity: bytes, container_id: bytes, node: str, time_us: int) -> Resolution:
+        pod = self._history.pod(identity, node, time_us)
         if pod is None:
             return resolution("UNRESOLVED", reason="UNKNOWN_POD_UID", node=node, provisional=True)
         if pod.node != node:
@@ -129,7 +161,7 @@ class Resolver:
         owners = self._history.owners(address, time_us)
         if owners:
             return _among(owners, time_us)
-        return NO_OWNER if inside or self._history.is_pod_address(address) else EXTERNAL
+        return NO_OWNER if inside or self._history.is_pod_address(address, time_us) else EXTERNAL
 
 
 def _among(owners: list[Ownership], time_us: int) -> Resolution:
