@@ -50,7 +50,7 @@ class Resolution:
 
     @property
     def grade(self) -> int:
-        """Return how good the answer is: 0 provisional, 1 nobody known so far, 2 settled.
+        """Return how good the answer is: 0 provisional, 1 nobody or no container known so far, 2 settled.
 
         An address works before the API shows it, so a Pod record that comes after the watermark has passed may
         yet name an owner; but nothing says that one will come, so grade 1 is not worth waiting for.
@@ -87,7 +87,7 @@ def resolution(
 def socket(pod: Pod, container_id: bytes) -> Resolution:
     """Return SOCKET for a container of a pod; what `resolution` gives, at less cost.
 
-    A container runs before the API tells its id, so one that the pod doesn't have yet may get its name later.
+    A container talks before the API shows its id, so its name may come with a later record of the pod.
     """
     unnamed = container_id != NO_CONTAINER and container_id not in pod.containers
     return resolution("SOCKET", pod=pod, container_id=container_id, node=pod.node, correctable=unnamed)
