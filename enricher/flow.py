@@ -56,6 +56,7 @@ _OWNER_BYTES = {2 * place: avro.optional_text(name) for place, name in enumerate
 
 _UNOBSERVED_SIDE_RUN = avro.NULL * 14
 _UNOBSERVED_SIDE_END = avro.NULL * 8
+_STAYS, _CROSSES = avro.PRESENT + b"\x00", avro.PRESENT + b"\x01"
 
 
 class Flow(NamedTuple):
@@ -104,38 +105,39 @@ class FlowBuilder:
         self._history = history
         self._resolver = resolver
 
-        @lru_cache(maxsize=_CACHE)
-        def front(address: bytes, side: Resolution) -> bytes:
-            return encode_front(address, side, networks.name(address))
-
-        self._front = front
+        self._network = networks.name
+        self._front = lru_cache(maxsize=_CACHE)(encode_front)
 
     def build(self, pair: Pair, moment: Moment, *, final: bool) -> Flow | None:
         """Return the flow of a pair; None when metadata to come could better it and `final` is false."""
         client, server = pair
         first = client or server
         assert first is not None
-        time_us = first.event_unix_us
+        time_us, as_of_us = first.event_unix_us, first.as_of_us
         service: ServicePort | None = None
         dialed_at = b""
         if client is not None:
             dialed_at = client.data[raw.REMOTE]
             dialed_port, _ = avro.read_long(client.data, client.port_at)
-            service = self._history.service(dialed_at, dialed_port, time_us)
+            service = self._history.service(dialed_at, dialed_port, as_of_us)
             client_is = self._resolver.own(client)
             client_address = client.data[raw.LOCAL]
         else:
             assert server is not None
             client_address = server.data[raw.REMOTE]
-            client_is = self._resolver.at(client_address, time_us)
+            client_is = self._resolver.at(client_address, as_of_us)
         if server is not None:
             server_is = self._resolver.own(server)
             server_address = server.data[raw.LOCAL]
         else:
-            server_is = resolve.SERVICE_ONLY if service else self._resolver.at(dialed_at, time_us)
+            server_is = resolve.SERVICE_ONLY if service else self._resolver.at(dialed_at, as_of_us)
             server_address = dialed_at
-        if not final and (client_is.provisional or server_is.provisional):
-            return None
+        if not final:
+            # NAT, or nobody to be found, may be the work of a Service that isn't known yet.
+            maybe_service = client is not None and service is None and dialed_at != (server and server_address)
+            late = maybe_service and not self._history.is_complete("services", as_of_us)
+            if (late and server_is is not resolve.EXTERNAL) or client_is.provisional or server_is.provisional:
+                return None
 
         data = first.data
         record_type = RECORD_TYPES[data[raw.TYPE_AT]]
@@ -162,13 +164,20 @@ class FlowBuilder:
                 data[first.flow_run_at : first.side_run_at],
                 _dialed(client, service),
                 _source_nat(client, server),
-                self._front(client_address, client_is),
+                self._front(client_address, client_is, self._network(client_address)),
                 _side(client),
-                self._front(server_address, server_is),
+                self._front(server_address, server_is, self._server_network(server_address, dialed_at)),
                 _side(server),
+                _cross_namespace(client_is, server_is, service),
             )
         )
         return Flow(flow_id, value, time_ms, (client_is.kind, server_is.kind))
+
+
+    def _server_network(self, address: bytes, dialed_at: bytes) -> str | None:
+        """Return the network of the server's address, else that of the one which NAT led there from."""
+        network = self._network(address)
+        return self._network(dialed_at) if network is None and dialed_at not in (b"", address) else network
 
 
 def _comm_end(data: bytes) -> int:
@@ -272,6 +281,16 @@ def _side(half: Half | None) -> bytes:
             header.run_after_index,
         )
     )
+
+
+def _cross_namespace(client: Resolution, server: Resolution, service: ServicePort | None) -> bytes:
+    """Return Flow's last field; a Service whose backend nobody saw speaks for its backend's namespace."""
+    there = server.pod.namespace if server.pod else None
+    if service is not None and server is resolve.SERVICE_ONLY:
+        there = service.namespace
+    if client.pod is None or there is None:
+        return avro.NULL
+    return _CROSSES if client.pod.namespace != there else _STAYS
 
 
 def _outcome(half: Half) -> str:

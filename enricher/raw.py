@@ -35,6 +35,8 @@ CONTAINER_ID = slice(37, 69)
 LOCAL = slice(69, 85)
 REMOTE = slice(85, 101)
 COMM_AT = 101
+PRESENT = 2
+"""The branch of a union that isn't null, as it stands in the bytes."""
 
 _INT = rb"(?:[\x80-\xff]{0,3}[\x00-\x7f]|[\x80-\xff]{4}[\x00-\x0f])"
 _LONG = rb"(?:[\x80-\xff]{0,8}[\x00-\x7f]|[\x80-\xff]{9}[\x00\x01])"
@@ -47,7 +49,8 @@ _EVENT = re.compile(
     rb"[\x00\x02\x04\x06\x08\x0a][\x00\x02\x04\x06\x08]" + _TIME + rb".{80}"
     rb"(?:" + _COMM + rb")" + _INT + rb"(" + _INT + rb")"
     rb"(" + _INT + _OPTIONAL * 2 + rb")"
-    rb"((?:\x00|\x02" + _INT + rb")" + _OPTIONAL * 13 + rb")",
+    rb"((?:\x00|\x02" + _INT + rb")" + _OPTIONAL * 4 + rb"(" + _OPTIONAL + rb")(" + _OPTIONAL + rb")"
+    + _OPTIONAL * 7 + rb")",
     re.DOTALL,
 )
 
@@ -94,6 +97,7 @@ class Half:
         data: the encoded TcpEvent.
         port_at: where remote_port begins in `data`; progress_seq lies before it, after comm.
         flow_run_at: where errno begins; side_run_at: where the local port's union begins.
+        cookie_at, established_at: where the unions of socket_cookie and of established_unix_us begin in the side's run.
     """
 
     header: Header
@@ -102,11 +106,40 @@ class Half:
     port_at: int
     flow_run_at: int
     side_run_at: int
+    cookie_at: int = 0
+    established_at: int = 0
 
     @property
     def event_unix_us(self) -> int:
         """When it happened, Unix time in us on the node's clock."""
         return avro.eight_byte_long(self.data, TIME_AT)
+
+    @property
+    def as_of_us(self) -> int:
+        """When to ask whose the addresses were: at the handshake, at a failed connect's first SYN, else at the event.
+
+        A CLOSE may come long after its peer has gone and another pod has taken the address.
+        """
+        data = self.data
+        if data[self.established_at] == PRESENT:
+            return avro.read_long(data, self.established_at + 1)[0]
+        if data[TYPE_AT] == CONNECT_FAILED:
+            _errno, position = avro.read_long(data, self.flow_run_at)
+            _handshake, position = _read_optional(data, position)
+            duration_us, _ = _read_optional(data, position)
+            return self.event_unix_us - (duration_us or 0)
+        return self.event_unix_us
+
+    @property
+    def socket(self) -> int:
+        """A number that is the same for all that this socket tells, and only for that: boot, cookie, addresses."""
+        data = self.data
+        addresses = data[LOCAL.start : REMOTE.stop]
+        return hash((self.header.boot_id, addresses, data[self.cookie_at : self.established_at]))
+
+
+def _read_optional(data: bytes, position: int) -> tuple[int | None, int]:
+    return avro.read_long(data, position + 1) if data[position] else (None, position + 1)
 
 
 @dataclass(frozen=True)
@@ -167,6 +200,8 @@ def _cut(value: bytes, partition: int) -> list[Half]:
                 found.start(1) - position,
                 found.start(2) - position,
                 found.start(3) - position,
+                found.start(4) - position,
+                found.start(5) - position,
             )
         )
         position = end
