@@ -113,30 +113,21 @@ class FlowBuilder:
         client, server = pair
         first = client or server
         assert first is not None
-        time_us, as_of_us = first.event_unix_us, first.as_of_us
-        service: ServicePort | None = None
-        dialed_at = b""
-        if client is not None:
-            dialed_at = client.data[raw.REMOTE]
-            dialed_port, _ = avro.read_long(client.data, client.port_at)
-            service = self._history.service(dialed_at, dialed_port, as_of_us)
-            client_is = self._resolver.own(client)
-            client_address = client.data[raw.LOCAL]
-        else:
-            assert server is not None
-            client_address = server.data[raw.REMOTE]
-            client_is = self._resolver.at(client_address, as_of_us)
-        if server is not None:
-            server_is = self._resolver.own(server)
-            server_address = server.data[raw.LOCAL]
-        else:
-            server_is = resolve.SERVICE_ONLY if service else self._resolver.at(dialed_at, as_of_us)
-            server_address = dialed_at
+        as_of_us = first.as_of_us
+        service, client_address, client_is, server_address, server_is = self._ends(client, server, as_of_us)
+        dialed_at = b"" if client is None else client.data[raw.REMOTE]
         if not final:
+            if client_is.provisional or server_is.provisional:
+                return None
             # NAT, or nobody to be found, may be the work of a Service that isn't known yet.
-            maybe_service = client is not None and service is None and dialed_at != (server and server_address)
-            late = maybe_service and not self._history.is_complete("services", as_of_us)
-            if (late and server_is is not resolve.EXTERNAL) or client_is.provisional or server_is.provisional:
+            led_on = (
+                service is None and client is not None and (server is None or dialed_at != server_address)
+            )
+            if (
+                led_on
+                and server_is is not resolve.EXTERNAL
+                and not self._history.is_complete("services", as_of_us)
+            ):
                 return None
 
         data = first.data
@@ -145,7 +136,7 @@ class FlowBuilder:
         outcome, closed_by = _end(client, server) if record_type == "CLOSE" else (_outcome(first), None)
         key_text = data[:8].hex().encode()
         flow_id = self._flow_id_start + key_text
-        time_ms = time_us // 1000
+        time_ms = first.event_unix_us // 1000
         value = b"".join(
             (
                 self._prefix,
@@ -173,6 +164,25 @@ class FlowBuilder:
         )
         return Flow(flow_id, value, time_ms, (client_is.kind, server_is.kind))
 
+    def _ends(
+        self, client: Half | None, server: Half | None, as_of_us: int
+    ) -> tuple[ServicePort | None, bytes, Resolution, bytes, Resolution]:
+        """Return the dialled Service, then address and identity of the client and of the server."""
+        service: ServicePort | None = None
+        dialed_at = b""
+        if client is not None:
+            dialed_at = client.data[raw.REMOTE]
+            dialed_port, _ = avro.read_long(client.data, client.port_at)
+            service = self._history.service(dialed_at, dialed_port, as_of_us)
+            client_address, client_is = client.data[raw.LOCAL], self._resolver.own(client)
+        else:
+            assert server is not None
+            client_address = server.data[raw.REMOTE]
+            client_is = self._resolver.at(client_address, as_of_us)
+        if server is not None:
+            return service, client_address, client_is, server.data[raw.LOCAL], self._resolver.own(server)
+        server_is = resolve.SERVICE_ONLY if service else self._resolver.at(dialed_at, as_of_us)
+        return service, client_address, client_is, dialed_at, server_is
 
     def _server_network(self, address: bytes, dialed_at: bytes) -> str | None:
         """Return the network of the server's address, else that of the one which NAT led there from."""

@@ -49,8 +49,17 @@ _EVENT = re.compile(
     rb"[\x00\x02\x04\x06\x08\x0a][\x00\x02\x04\x06\x08]" + _TIME + rb".{80}"
     rb"(?:" + _COMM + rb")" + _INT + rb"(" + _INT + rb")"
     rb"(" + _INT + _OPTIONAL * 2 + rb")"
-    rb"((?:\x00|\x02" + _INT + rb")" + _OPTIONAL * 4 + rb"(" + _OPTIONAL + rb")(" + _OPTIONAL + rb")"
-    + _OPTIONAL * 7 + rb")",
+    rb"((?:\x00|\x02"
+    + _INT
+    + rb")"
+    + _OPTIONAL * 4
+    + rb"("
+    + _OPTIONAL
+    + rb")("
+    + _OPTIONAL
+    + rb")"
+    + _OPTIONAL * 7
+    + rb")",
     re.DOTALL,
 )
 

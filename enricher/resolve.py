@@ -80,6 +80,8 @@ EXTERNAL = resolution("EXTERNAL")
 SERVICE_ONLY = resolution("SERVICE_ONLY")
 LATE = resolution("UNRESOLVED", reason="METADATA_LATE", provisional=True)
 NO_OWNER = resolution("UNRESOLVED", reason="NO_OWNER_AT_TIME")
+EXTERNAL_YET = resolution("EXTERNAL", provisional=True)
+NO_OWNER_YET = resolution("UNRESOLVED", reason="NO_OWNER_AT_TIME", provisional=True)
 
 
 class Resolver:
@@ -124,10 +126,8 @@ class Resolver:
         if node is not None and not owners:
             return resolution("NODE", node=node)
         where, inside = scope(address), self._networks.in_cluster(address)
-        if where == "LOOPBACK":
-            return NO_OWNER
-        if where == "LINK_LOCAL" or inside is False:
-            return EXTERNAL
+        if where in {"LOOPBACK", "LINK_LOCAL"} or inside is False:
+            return NO_OWNER if where == "LOOPBACK" else EXTERNAL
         until_us = known.pods_complete_until_us
         if until_us is None or until_us < time_us or not known.is_complete("nodes", time_us):
             return LATE
@@ -135,9 +135,9 @@ class Resolver:
             return self._among(owners, time_us)
         settled = known.is_settled(time_us)
         if inside or known.is_pod_address(address):
-            return NO_OWNER if settled else resolution("UNRESOLVED", reason="NO_OWNER_AT_TIME", provisional=True)
+            return NO_OWNER if settled else NO_OWNER_YET
         # Where no range says what is a pod's, a private address may be that of a pod which the API doesn't show yet.
-        return EXTERNAL if settled or where == "PUBLIC" else resolution("EXTERNAL", provisional=True)
+        return EXTERNAL if settled or where == "PUBLIC" else EXTERNAL_YET
 
     def _among(self, owners: list[Ownership], time_us: int) -> Resolution:
         """Return the one sure owner; else the doubt, naming a pod only when no other comes into question.
