@@ -7,12 +7,10 @@ next to nothing, so add 2 x 2-3 us for handing two more messages per record to t
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
 import time
 from typing import Any
 
-from bench.machine import machine
+from bench.machine import show
 from enricher import corrections
 from enricher.engine import Engine, Limits, Partition, RawMessage
 from enricher.flow import FlowBuilder
@@ -137,13 +135,7 @@ def main() -> None:
     arguments = parser.parse_args()
     runs = 1 if arguments.small else arguments.runs
     results = [run(2_000 if arguments.small else 50_000) for _ in range(runs)]
-    print(f"corrections on {machine()}; {runs} runs")
-    print(f"{'':42}{'median':>12}{'min':>12}{'max':>12}")
-    figures = {name: [result[name] for result in results] for name in results[0]}
-    for name, values in figures.items():
-        print(f"{name:42}{statistics.median(values):12.2f}{min(values):12.2f}{max(values):12.2f}")
-    medians = {name: round(statistics.median(values), 3) for name, values in figures.items()}
-    print(json.dumps({"bench": "corrections", "machine": machine(), "runs": runs, "figures": medians}))
+    show("corrections", runs, {name: [result[name] for result in results] for name in results[0]})
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ different machines do not compare.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,7 +19,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from bench.machine import machine
+from bench.machine import show
 from enricher import raw
 from enricher.flow import FlowBuilder, Moment
 from enricher.history import History
@@ -159,7 +157,7 @@ class Lab:
         deadline = time.monotonic() + SECONDS_MAX
         while not condition():
             assert time.monotonic() < deadline, "the enricher did not get there"
-            time.sleep(0.05)
+            time.sleep(0.05)  # Kafka tells nobody that a topic has grown to a size
 
     def flows(self) -> int:
         """Return how many flows the topic holds."""
@@ -217,15 +215,7 @@ def main() -> None:
                 figures[f"worker_{size}_events_per_s_wall"] = [rate for _, rate in results]
         finally:
             lab.close()
-    print(f"enricher on {machine()}; {runs} runs")
-    print(f"{'':42}{'median':>12}{'min':>12}{'max':>12}")
-    for name, values in figures.items():
-        print(f"{name:42}{statistics.median(values):12.2f}{min(values):12.2f}{max(values):12.2f}")
-    summary = {
-        name: {"median": round(statistics.median(v), 3), "min": round(min(v), 3), "max": round(max(v), 3)}
-        for name, v in figures.items()
-    }
-    print(json.dumps({"bench": "enricher", "machine": machine(), "runs": runs, "figures": summary}))
+    show("enricher", runs, figures)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from enricher.corrections import Pending
     from enricher.engine import Engine, Partition
-    from enricher.kafka import RawReader
+    from enricher.kafka import PartitionReader
     from enricher.metadata import MetadataReader
     from enricher.settings import Settings
 
@@ -56,8 +56,8 @@ class Worker:
         settings: Settings,
         engine: Engine,
         metadata: MetadataReader,
-        reader: RawReader,
-        changelog: RawReader | None,
+        reader: PartitionReader,
+        changelog: PartitionReader | None,
         fail: Callable[[BaseException], None],
     ) -> None:
         self._settings = settings
@@ -199,7 +199,7 @@ class Worker:
             else:
                 return
 
-    async def _restore(self, partition: Partition, changelog: RawReader) -> None:
+    async def _restore(self, partition: Partition, changelog: PartitionReader) -> None:
         """Take over the records whose correction the partition's earlier workers left to be done."""
         corrections = self._engine.corrections
 

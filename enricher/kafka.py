@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KafkaException",
     "Message",
-    "RawReader",
+    "PartitionReader",
     "is_end",
     "metadata_consumer",
     "producer",
@@ -135,7 +135,7 @@ def wait_for_topics(bootstrap: str, topics: Sequence[Topic], wait: Callable[[str
         wait(f"topic {', '.join(missing)} (create them with `podwire topics create`)")
 
 
-class RawReader:
+class PartitionReader:
     """Reads one topic beside Faust: offsets, what came before the committed one, what is live. Thread-safe."""
 
     def __init__(self, bootstrap: str, group: str, topic: str, timeout_seconds: float = 10.0) -> None:

@@ -55,6 +55,7 @@ class Waiting:
     def __call__(self, what: str) -> None:
         """Note that `what` is missing, and wait a second before the caller looks again."""
         self.say(what)
+        # Kafka and registry tell nobody that they are back; SIGTERM raises out of it.
         time.sleep(RETRY_SECONDS)
 
 
@@ -129,12 +130,12 @@ def _assemble(settings: Settings, ids: SchemaIds, exporting: CollectorRegistry, 
     )
     engine = Engine(limits, ids, history, builder, output)
     exporting.register(Exporter(engine.counts, lambda: _gauges(engine, reader)))
-    raw_reader = kafka.RawReader(settings.bootstrap, settings.group_id, catalog.RAW.name)
+    raw_reader = kafka.PartitionReader(settings.bootstrap, settings.group_id, catalog.RAW.name)
     changelog = None
     if settings.correction_ms:
-        changelog = kafka.RawReader(settings.bootstrap, settings.group_id, catalog.CORRECTIONS.name)
+        changelog = kafka.PartitionReader(settings.bootstrap, settings.group_id, catalog.CORRECTIONS.name)
     worker = Worker(settings, engine, reader, raw_reader, changelog, die)
-    watchdog_reader = kafka.RawReader(settings.bootstrap, settings.group_id, catalog.RAW.name)
+    watchdog_reader = kafka.PartitionReader(settings.bootstrap, settings.group_id, catalog.RAW.name)
     watchdog.watch(watchdog_reader, settings.stall_seconds, lambda: _progress(engine), die)
     _bound_the_end(worker, settings.stop_seconds)
     return worker
@@ -166,6 +167,7 @@ def _bound_the_end(worker: Worker, stop_seconds: float) -> None:
 
     def loop() -> None:
         worker.stopping.wait()
+        # The deadline itself: the end that it bounds takes this daemon thread with it.
         time.sleep(stop_seconds)
         log.warning("end_forced", after_seconds=stop_seconds)
         leave(0)

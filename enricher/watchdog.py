@@ -17,7 +17,7 @@ from enricher.errors import StalledError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from enricher.kafka import RawReader
+    from enricher.kafka import PartitionReader
 
 CHECKS_PER_STALL = 6
 
@@ -53,7 +53,7 @@ class StallDetector:
 
 
 def watch(
-    reader: RawReader,
+    reader: PartitionReader,
     stall_seconds: float,
     progress: Callable[[], Progress],
     fail: Callable[[BaseException], None],
@@ -63,6 +63,7 @@ def watch(
 
     def loop() -> None:
         while True:
+            # A stall is what has no event; a daemon, it ends with the process.
             time.sleep(stall_seconds / CHECKS_PER_STALL)
             now = progress()
             try:

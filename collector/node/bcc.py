@@ -120,7 +120,7 @@ class BccProbes:
             if name.startswith("program_")
         }
         if options.filter_own:
-            core.run_program(descriptors["program_note_self"])
+            core.runner(descriptors["program_note_self"])()
         self._links = [number for name, number in descriptors.items() if ":" in name]
         self._kept = [number for name, number in descriptors.items() if ":" not in name]
         self._closed = False
@@ -141,7 +141,7 @@ class BccProbes:
         return counts | {"skipped_runs": both + sum(skipped.values())}
 
     def tend(self, now_s: float) -> int:
-        """Make no events: EXISTING and PROGRESS need the kernel's iterators, and these BTF."""
+        """Make no events: EXISTING needs an iterator, so BTF; PROGRESS is not written in BCC's words."""
         del now_s
         return 0
 

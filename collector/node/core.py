@@ -21,7 +21,7 @@ from collector.node.abi import ABI_VERSION, OPTIONS
 from collector.node.load_errors import load_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 LIBBPF = "libbpf.so.1"
 OPTIONS_MAP = b".rodata.options"
@@ -274,19 +274,24 @@ class BpfObject:
         self._library.bpf_object__close(self._handle)
 
 
-def run_program(descriptor: int, arguments: np.ndarray | None = None) -> int:
-    """Run a program of type raw_tp once, in this process, and return what it returns.
+def runner(descriptor: int, arguments: np.ndarray | None = None) -> Callable[[], int]:
+    """Return what runs a program of type raw_tp once, in this process, and returns what the program does.
 
-    `arguments`: u64, contiguous, 12 at most. Raises OSError if the kernel refuses (before 5.10).
+    `arguments`: u64, contiguous, 12 at most; the program gets what is in them at each run, for as long as the
+    caller keeps the array. A run raises OSError if the kernel refuses (before 5.10).
     """
     options = (ctypes.c_uint64 * TEST_RUN_WORDS)(TEST_RUN_WORDS * 8)
     if arguments is not None:
-        options[TEST_RUN_CONTEXT] = arguments.ctypes.data
-        options[TEST_RUN_CONTEXT_BYTES] = arguments.nbytes
-    code = -_libbpf().bpf_prog_test_run_opts(descriptor, options)
-    if code:
-        raise OSError(code, os.strerror(code))
-    return options[TEST_RUN_RESULT] & 0xFFFFFFFF
+        options[TEST_RUN_CONTEXT], options[TEST_RUN_CONTEXT_BYTES] = arguments.ctypes.data, arguments.nbytes
+    call, address = _libbpf().bpf_prog_test_run_opts, ctypes.addressof(options)
+
+    def run() -> int:
+        code = -call(descriptor, address)
+        if code:
+            raise OSError(code, os.strerror(code))
+        return options[TEST_RUN_RESULT] & 0xFFFFFFFF
+
+    return run
 
 
 def map_keys(descriptor: int, value_bytes: int) -> Iterator[np.ndarray]:

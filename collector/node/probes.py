@@ -174,7 +174,7 @@ class Probes:
         folder = pins.subfolder(identity_of(plan))
         descriptors = {name: core.open_pinned(folder / name) for name in kept_names(plan)}
         if options.filter_own:
-            core.run_program(descriptors[f"program_{NOTE_SELF}"])
+            core.runner(descriptors[f"program_{NOTE_SELF}"])()
         cgroups = _cgroups(options)
         cgroups.restore()
         return cls(
@@ -215,7 +215,7 @@ class Probes:
         loaded = core.BpfObject(plan)
         try:
             if options.filter_own:
-                core.run_program(loaded.program_descriptor(NOTE_SELF))
+                core.runner(loaded.program_descriptor(NOTE_SELF))()
             for program in plan.attached():
                 loaded.attach(program)
             for program in plan.iterators:
@@ -282,11 +282,14 @@ class Probes:
         return IteratorPass(core.start_iterator(self._descriptors[f"link_{FIND_EXISTING}"]))
 
     def _walk_sockets(self) -> Pass:
-        program, row = self._descriptors[f"program_{SWEEP}"], np.zeros(SWEEP_KEYS, "<u8")
+        row = np.zeros(SWEEP_KEYS, "<u8")
+        run = core.runner(self._descriptors[f"program_{SWEEP}"], row)
 
         def look_at(keys: np.ndarray) -> int:
-            row[: len(keys)], row[len(keys) :] = keys, 0
-            return core.run_program(program, row)
+            if len(keys) < SWEEP_KEYS:
+                row[len(keys) :] = 0
+            row[: len(keys)] = keys
+            return run()
 
         return SweepPass(core.map_keys(self._descriptors["sockets"], EVENT.itemsize), look_at, SWEEP_KEYS)
 

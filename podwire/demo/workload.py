@@ -45,7 +45,7 @@ def ask(address: str, port: int, refused_port: int, interval_ms: int) -> None:
             request(address, refused_port if wrong else port, number)
         except OSError as error:
             print(f"request {number}: {error}", file=sys.stderr, flush=True)
-        time.sleep(interval_ms / 1000)
+        time.sleep(interval_ms / 1000)  # the pace of the traffic, for eyes
 
 
 def request(address: str, port: int, number: int) -> None:

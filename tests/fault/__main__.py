@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from tests.fault import reuse
 from tests.fault.faults import CANARY, FAULTS, Fault
-from tests.fault.rounds import World, make_folder, play, table
+from tests.fault.rounds import World, play, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -64,13 +64,19 @@ def play_all(wanted: Sequence[tuple[str, Fault]], *, short: bool) -> Iterator[Ro
                     if world is not None:
                         world.close()
                     _say(f"[{number}/{len(wanted)}] a world: {fault.setting.name}")
-                    world = World(fault.setting, make_folder(Path(parent), number))
+                    folder = Path(parent, str(number))
+                    folder.mkdir()
+                    world = World(fault.setting, folder)
                     world.open()
                 _say(f"[{number}/{len(wanted)}] {name} ...")
                 seconds = fault.seconds[short]
                 begun = time.monotonic()
                 row = play(
-                    world, name, lambda w, t, f=fault, s=seconds: f.cause(w, t, s), fault.settle_seconds_max
+                    world,
+                    name,
+                    lambda w, t, f=fault, s=seconds: f.cause(w, t, s),
+                    loses=fault.loses,
+                    settle_seconds_max=fault.settle_seconds_max,
                 )
                 verdict = "good" if row.good else f"NOT good: {row}"
                 _say(f"[{number}/{len(wanted)}] {name}: {verdict}, {time.monotonic() - begun:.0f} s")

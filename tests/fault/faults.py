@@ -31,6 +31,8 @@ NO_ROOM = Setting(
     "a ring of 64 KiB and no spool", node={"PODWIRE_RING_BYTES": "65536", "PODWIRE_SPOOL_BYTES_MAX": "0"}
 )
 LEAKY = Setting("a collector that drops halves", collector=("tests.fault.leaky_collector",))
+BAD_COPIES = 4
+"""Broken copies of each batch that `poison` appends."""
 MEANWHILE = 100
 """Connections made while something is away."""
 
@@ -44,7 +46,6 @@ class Fault:
         setting: the world it needs.
         seconds: how long it lasts in the long form, and in the short one.
         loses: whether losses are what is expected, all of them counted.
-        short: whether it belongs to the short form.
         settle_seconds_max: how long to wait for all to be told.
     """
 
@@ -52,7 +53,6 @@ class Fault:
     setting: Setting = PLAIN
     seconds: tuple[float, float] = (0.0, 0.0)
     loses: bool = False
-    short: bool = True
     settle_seconds_max: float = SETTLE_SECONDS_MAX
 
 
@@ -72,6 +72,7 @@ def kill_broker(world: World, traffic: Traffic, _: float) -> None:
     world.broker.kill()
     spool = world.folder / "services" / "node-state"
     traffic.until(lambda: any(path.suffix == ".flush" for path in spool.rglob("*")))
+    traffic.more(MEANWHILE)
     world.broker.start()
 
 
@@ -154,15 +155,17 @@ def fill_ring(world: World, traffic: Traffic, _: float) -> None:
     """Take Kafka away until the ring is full and the kernel counts what it can't hand over."""
     world.broker.kill()
     node = world.services.processes["node"]
-    nothing = 'podwire_node_lost_events_total{reason="ring_full"} 0.0'
-    traffic.until(lambda: nothing not in node.metrics())
+    none_yet = 'podwire_node_lost_events_total{reason="ring_full"} 0.0'
+    traffic.until(lambda: none_yet not in node.metrics())
     world.broker.start()
 
 
 def poison(world: World, traffic: Traffic, _: float) -> None:
-    """Append broken copies of real batches: cut, of an unknown schema, with flipped bits in sizes and structure."""
+    """Append broken copies of real batches: cut, of an unknown schema, empty, with flipped bits in the prefix."""
     dice = random.Random(7)
     good = last_values(world)
+    enricher = world.services.processes["enricher"]
+    before = dead_letters(enricher.metrics())
     producer = Producer({"bootstrap.servers": world.broker.bootstrap})
     for partition, value in good.items():
         for bad in (
@@ -174,10 +177,17 @@ def poison(world: World, traffic: Traffic, _: float) -> None:
             producer.produce(catalog.RAW.name, bad, partition=partition)
             traffic.more(3)
     assert producer.flush(30) == 0
+    traffic.until(lambda: dead_letters(enricher.metrics()) == before + BAD_COPIES * len(good))
+
+
+def dead_letters(metrics: str) -> float:
+    """Return how many dead letters a worker says it made."""
+    lines = [line for line in metrics.splitlines() if line.startswith("podwire_enricher_dead_letters_total{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
 def flipped(value: bytes, dice: random.Random) -> bytes:
-    """Return the batch with a byte of its prefix or its header flipped."""
+    """Return the batch with bits of a byte of its prefix flipped."""
     place = dice.randrange(5)
     return value[:place] + bytes((value[place] ^ 0x55,)) + value[place + 1 :]
 
@@ -229,7 +239,7 @@ FAULTS: dict[str, Fault] = {
     "5,000 pods at once": Fault(burst_of_pods),
     "spool's disk full": Fault(fill_disk, SMALL_DISK),
     "ring full": Fault(fill_ring, NO_ROOM, loses=True),
-    "one of three brokers killed": Fault(kill_one_of_three, THREE, seconds=(30.0, 5.0), short=False),
+    "one of three brokers killed": Fault(kill_one_of_three, THREE, seconds=(30.0, 5.0)),
 }
 CANARY = Fault(nothing, LEAKY, settle_seconds_max=15.0)
 """A half that is dropped without being counted: a suite that calls this good can't be believed."""

@@ -57,7 +57,7 @@ class Owner:
             node_address="192.168.7.1",
             created=self.created,
             container="app",
-            container_id=f"{abs(hash(self.name)):064x}"[-64:],
+            container_id=self.name.encode().hex().zfill(64),
             image="registry.example/app:1.0",
             addresses=(self.address,),
             deployment="",
@@ -135,6 +135,7 @@ def play(folder: Path, pods: int, seconds: float) -> Row:
         generations = -(-pods // (FAST + SLOW // GENERATIONS_OF_SLOW))
         for number in range(1, generations + 1):
             churn.talk()
+            # How long a pod lives is what is tried; nothing else happens meanwhile.
             time.sleep(max(0.0, begun + seconds * number / generations - time.monotonic()))
             churn.talk()
             churn.next_generation(number)

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 PORT = 8080
 HALVES_PER_CONNECTION = 4  # CONNECT, ACCEPT and two CLOSE
-OPEN_AND_CLOSE = {("OPEN", "BOTH"), ("CLOSE", "BOTH")}
 BEFORE, AFTER = 100, 100
 """Connections made before the fault begins and after it is over."""
 SETTLE_SECONDS_MAX = 180.0
@@ -80,6 +79,14 @@ class World(Pipeline):
         """Return the flow records of the connections that the client said it made, the server's own too."""
         ids = {flow["flow_id"] for flows in self.of(self.client, said).values() for flow in flows}
         return [flow for flow in self.flows.values() if flow["flow_id"] in ids]
+
+    def ended(self) -> list[str]:
+        """Return which services have ended although no fault wants them to, with their last words."""
+        return [
+            f"{name} ended with status {process.exit_code}: {process.last_words()}"
+            for name, process in self.services.processes.items()
+            if process.pid is None and process.exit_code != 0
+        ]
 
     def open(self) -> None:
         """Start everything."""
@@ -147,6 +154,7 @@ class Traffic:
     """A client that makes connections until it is told to stop, and says which."""
 
     def __init__(self, world: World) -> None:
+        self._world = world
         argv = program("keep-talking", "web", 80, address=world.address)
         self._process = world.client.popen(argv, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
         self.said: list[dict[str, Any]] = []
@@ -158,8 +166,9 @@ class Traffic:
             self.said.append(json.loads(self._process.stdout.readline()))
 
     def until(self, enough: Callable[[], bool]) -> None:
-        """Go on until that holds."""
+        """Go on until that holds; fail when a service ends that should not."""
         while not enough():
+            assert not (ended := self._world.ended()), ended
             self.more(10)
 
     def lasting(self, seconds: float) -> None:
@@ -258,9 +267,14 @@ def play(
     world: World,
     name: str,
     fault: Callable[[World, Traffic], None],
+    *,
+    loses: bool = False,
     settle_seconds_max: float = SETTLE_SECONDS_MAX,
 ) -> Row:
-    """Make connections before, during and after the fault, wait until all is told, and judge."""
+    """Make connections before, during and after the fault, wait until all is told, and judge.
+
+    `loses`: the kernel is to lose some, and count them.
+    """
     repeats, lost = sum(world.repeats.values()), sum(world.books.lost.values()) if world.books.reports else 0
     traffic = Traffic(world)
     traffic.more(BEFORE)
@@ -275,6 +289,10 @@ def play(
     flows = world.flows_of(said)
     halves = {half for flow in flows for half in halves_of(flow)}
     lost = sum(world.books.lost.values()) - lost
+    complaints = world.books.complaints()
+    if (lost > 0) != loses:
+        complaints.append(f"{lost} halves were lost, where {'some' if loses else 'none'} should be")
+    complaints += world.ended()
     return Row(
         fault=name,
         made=len(said),
@@ -284,7 +302,7 @@ def play(
         unaccounted=HALVES_PER_CONNECTION * len(said) - len(halves) - lost,
         wrong=sum(_is_wrong(flow) for flow in flows),
         recover_s=recovered,
-        complaints=world.books.complaints(),
+        complaints=complaints,
     )
 
 
@@ -297,26 +315,34 @@ def _is_wrong(flow: Flow) -> bool:
     )
 
 
+def _read_until(world: World, enough: Callable[[], bool], deadline: float) -> None:
+    """Read the books again and again until that holds, or until the monotonic deadline."""
+    world.read_books()
+    while not enough() and time.monotonic() < deadline:
+        time.sleep(0.2)  # topics are polled: a consumer that stays would hide what a restart repeats
+        world.read_books()
+
+
 def _await_told(world: World, said: list[dict[str, Any]], deadline: float) -> float:
     """Return the monotonic time when each connection was told in full but for what the books say was lost."""
-    while True:
-        world.read_books()
+
+    def told() -> bool:
         halves = {half for flow in world.flows_of(said) for half in halves_of(flow)}
-        lost = sum(world.books.lost.values())
-        if len(halves) + lost >= HALVES_PER_CONNECTION * len(said) or time.monotonic() > deadline:
-            return time.monotonic()
-        time.sleep(0.2)  # topics are polled: a consumer that stays would hide what a restart repeats
+        return len(halves) + sum(world.books.lost.values()) >= HALVES_PER_CONNECTION * len(said)
+
+    _read_until(world, told, deadline)
+    return time.monotonic()
 
 
 def _await_quiet(world: World, deadline: float) -> None:
     """Return once a report speaks of the time after now, and all sums hold, or it is too late."""
     asked_us = time.time_ns() // 1000
-    while time.monotonic() < deadline:
-        world.read_books()
+
+    def quiet() -> bool:
         reported = any(report["from_unix_us"] > asked_us for report in world.books.reports.values())
-        if reported and not world.books.complaints():
-            return
-        time.sleep(0.2)
+        return reported and not world.books.complaints()
+
+    _read_until(world, quiet, deadline)
 
 
 def restart(world: World, name: str) -> None:
@@ -324,10 +350,3 @@ def restart(world: World, name: str) -> None:
     process = world.services.processes[name]
     process.start()
     process.wait_healthy(HEALTHY_SECONDS_MAX)
-
-
-def make_folder(parent: Path, number: int) -> Path:
-    """Return a new folder for a world."""
-    folder = parent / f"world-{number}"
-    folder.mkdir()
-    return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from podwire import topics
 from podwire.demo.lab import Port
 from tests.pipeline import Pipeline, need_root_and_btf, program, said_by, serve
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,10 +27,10 @@ def waiting_lines(log: Path) -> list[str]:
 
 def wait_until_said(pipeline: Pipeline) -> None:
     """Return once every service has said that it waits."""
-    deadline = time.monotonic() + 60
-    while not all(waiting_lines(process.command.log) for process in pipeline.services.processes.values()):
-        assert time.monotonic() < deadline, "not every service says that it waits"
-        time.sleep(0.1)  # log files tell nobody that they grew
+    processes = pipeline.services.processes.values()
+    until(
+        lambda: all(waiting_lines(one.command.log) for one in processes), "every service says that it waits"
+    )
 
 
 def test_everything_starts_before_kafka_and_manifests(tmp_path: Path) -> None:

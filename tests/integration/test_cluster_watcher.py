@@ -21,6 +21,7 @@ from podwire.demo.broker import Broker, free_port
 from schemas import catalog, codec
 from tests.apiserver import ApiServer
 from tests.objects import listing, node, pod, service
+from tests.waiting import DEADLINE_SECONDS, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,17 +29,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import RunningBroker
 
-DEADLINE_SECONDS = 60.0
 Records = dict[str, dict[str, Any] | None]
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """Return what the condition returns once that is true; fail after a while."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-    return found
 
 
 def end_of(consumer: Consumer, topic: catalog.Topic) -> int | None:

@@ -2,51 +2,29 @@
 
 from __future__ import annotations
 
-import time
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from enricher.kafka import RawReader
+from enricher.kafka import PartitionReader
 from podwire.demo.broker import free_port
 from schemas import catalog
-from tests.integration.test_enricher_worker import DEADLINE_SECONDS, PARTITIONS, Bench
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from tests.conftest import RunningBroker
+from tests.integration.test_enricher_worker import PARTITIONS, Bench
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(240)
 SETTINGS = {"PODWIRE_METADATA_WAIT_MS": "200", "PODWIRE_CORRECTION_MS": "120000"}
 
 
-@pytest.fixture
-def bench(broker: RunningBroker, tmp_path: Path) -> Iterator[Bench]:
-    """Topics and a group of the test's own."""
-    one = Bench(broker.bootstrap, tmp_path)
-    yield one
-    one.close()
-
-
 def live(bench: Bench) -> int:
     """Return how many entries of the test's group the changelog holds."""
-    reader = RawReader(bench.bootstrap, bench.group, catalog.CORRECTIONS.name)
+    reader = PartitionReader(bench.bootstrap, bench.group, catalog.CORRECTIONS.name)
     try:
         keys = [key for partition in range(PARTITIONS) for key in reader.live(partition, lambda: False)]
     finally:
         reader.close()
     return sum(key.startswith(f"{bench.group}/".encode()) for key in keys)
-
-
-def await_(condition: Any, bench: Bench) -> None:
-    """Return once a condition on Kafka or a process holds, neither of which tells by itself."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, bench.logs()
-        time.sleep(0.1)
 
 
 def metrics(port: int) -> str:
@@ -74,8 +52,8 @@ def test_killed_workers_correction_is_made_by_its_successor(bench: Bench) -> Non
         for number in range(3):
             bench.send(bench.opened(number, number), number)
         bench.read_until(lambda: len(bench.flows) == 3)
-        raw = RawReader(bench.bootstrap, bench.group, catalog.RAW.name)
-        await_(lambda: raw.committed(range(3)) == {n: raw.end(n) for n in range(3)}, bench)
+        raw = PartitionReader(bench.bootstrap, bench.group, catalog.RAW.name)
+        until(lambda: raw.committed(range(3)) == {n: raw.end(n) for n in range(3)}, said=bench.logs)
         raw.close()
         assert live(bench) == 3
         process.kill()
@@ -84,8 +62,8 @@ def test_killed_workers_correction_is_made_by_its_successor(bench: Bench) -> Non
         port = free_port()
         with bench.enricher("successor", PODWIRE_HTTP_PORT=str(port), **SETTINGS):
             bench.read_until(lambda: len(bench.flows) == 6)
-            await_(lambda: 'corrections_total{outcome="corrected"} 3.0' in metrics(port), bench)
-            await_(lambda: live(bench) == 0, bench)
+            until(lambda: 'corrections_total{outcome="corrected"} 3.0' in metrics(port), said=bench.logs)
+            until(lambda: live(bench) == 0, said=bench.logs)
     finally:
         process.kill()
         process.wait()
@@ -106,5 +84,5 @@ def test_running_worker_corrects_when_the_identity_arrives(bench: Bench) -> None
         bench.read_until(lambda: len(bench.of(1)) == 1)
         bench.publish_pods()
         bench.read_until(lambda: len(bench.of(1)) == 2)
-        await_(lambda: live(bench) == 0, bench)
+        until(lambda: live(bench) == 0, said=bench.logs)
     assert [shown(flow) for flow in bench.of(1)] == [UNKNOWN, NAMED]

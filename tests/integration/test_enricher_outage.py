@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,8 @@ from podwire import topics
 from podwire.demo.broker import JARS, Broker, free_port
 from podwire.demo.processes import Command, Process
 from tests import halves
-from tests.integration.test_enricher_worker import DEADLINE_SECONDS, ROOT, Bench, identities
+from tests.integration.test_enricher_worker import ROOT, Bench, identities
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -88,11 +88,8 @@ def test_enricher_waits_for_broker_and_topics(own_broker: Broker, tmp_path: Path
         process = subprocess.Popen([sys.executable, "-m", "enricher"], cwd=ROOT, env=environment, stderr=out)
 
     def await_line(text: str) -> None:
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while text not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
+        until(lambda: text in log.read_text() or process.poll() is not None, text, said=log.read_text)
+        assert process.poll() is None, log.read_text()
 
     try:
         await_line('"for": "Kafka at')

@@ -17,11 +17,11 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from podwire import topics
 from schemas import catalog, codec
 from tests import halves
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.conftest import RunningBroker
 
 ROOT = Path(__file__).parents[2]
 PARTITIONS = 4
@@ -165,14 +165,6 @@ class Bench:
         self._reader.close()
 
 
-@pytest.fixture
-def bench(broker: RunningBroker, tmp_path: Path) -> Iterator[Bench]:
-    """Topics and a group of the test's own."""
-    one = Bench(broker.bootstrap, tmp_path)
-    yield one
-    one.close()
-
-
 def test_halves_in_two_messages_become_one_named_flow(bench: Bench) -> None:
     """A CONNECT and an ACCEPT that come separately are one record that names both pods and their containers."""
     bench.publish_pods()
@@ -289,14 +281,12 @@ def test_two_workers_share_the_partitions(bench: Bench) -> None:
         bench.send(bench.opened(0, 0), 0)
         bench.read_until(lambda: len(bench.flows) == 1)
         with bench.enricher(name="two"):
-            deadline = time.monotonic() + DEADLINE_SECONDS
-            while '"partitions_assigned"' not in (bench.folder / "two.log").read_text():
-                assert time.monotonic() < deadline, bench.logs()
-                time.sleep(0.1)
+            log = bench.folder / "two.log"
+            until(lambda: '"partitions_assigned"' in log.read_text(), "partitions of two", said=bench.logs)
             for number in range(1, 41):
                 bench.send(bench.opened(number, number % PARTITIONS), number % PARTITIONS)
             bench.read_until(lambda: len(identities(bench.flows)) == 41)
-            two = (bench.folder / "two.log").read_text()
+            two = log.read_text()
             assert '"partitions": [0, 1, 2, 3]' not in two
             assert '"partitions": []' not in two
         for number in range(41, 81):

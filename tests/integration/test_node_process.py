@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 import uuid
 from contextlib import ExitStack
@@ -22,9 +21,10 @@ from podwire import topics
 from podwire.demo.broker import free_port
 from schemas import catalog, codec
 from tests.integration.test_node_delivery import batches_of, messages
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.conftest import RunningBroker
 
@@ -36,14 +36,6 @@ needs_kernel = pytest.mark.skipif(
     os.geteuid() != 0 or not DEFAULT_OBJECT.exists() or not Path("/sys/kernel/btf/vmlinux").exists(),
     reason="needs root, BTF and the built BPF object",
 )
-
-
-def await_that(condition: Callable[[], bool], what: str, more: Callable[[], str] = str) -> None:
-    """Return when the condition holds; fail after a minute, saying `more`."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}; {more()}"
-        time.sleep(0.05)
 
 
 class Collector:
@@ -82,7 +74,7 @@ class Collector:
 
     def await_line(self, event: str) -> dict[str, Any]:
         """Return the first log line of that event, waiting for it."""
-        await_that(lambda: bool(self.lines(event)) or self.process.poll() is not None, event)
+        until(lambda: self.lines(event) or self.process.poll() is not None, event, said=self.said)
         assert self.lines(event), self.said()
         return self.lines(event)[0]
 
@@ -257,5 +249,5 @@ def test_killed_collector_misses_nothing_when_its_probes_are_pinned(
         assert second.await_line("started")["reused_probes"]
         second.await_line("topics_found")
         connect(wire, 20)
-        await_that(lambda: kinds(bootstrap, first.node) == expected(60), "60 connections", second.said)
+        until(lambda: kinds(bootstrap, first.node) == expected(60), "60 connections", said=second.said)
         assert second.end() == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from podwire.demo.broker import free_port
 from podwire.demo.errors import ServiceError
 from podwire.demo.processes import Command, Process
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,14 +52,6 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Process]]:
         process.stop()
 
 
-def await_(condition: Callable[[], bool], seconds_max: float = 30) -> None:
-    """Return once the condition holds; fail after the deadline."""
-    deadline = time.monotonic() + seconds_max
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.02)
-
-
 def test_killed_process_is_started_again_and_that_is_said(make: Callable[..., Process]) -> None:
     """SIGKILL ends one process; another takes its place."""
     said: list[str] = []
@@ -68,7 +60,7 @@ def test_killed_process_is_started_again_and_that_is_said(make: Callable[..., Pr
     process.wait_healthy()
     first = process.pid
     process.kill()
-    await_(lambda: process.pid not in (None, first))
+    until(lambda: process.pid not in (None, first))
     process.wait_healthy()
     assert process.restarts == 1
     assert said == ["sample ended with status -9; starting it again in 0.5 s"]
@@ -116,6 +108,6 @@ def test_wait_healthy_tells_what_the_process_waits_for(make: Callable[..., Proce
     """At the deadline the reason is the one that /healthz gives."""
     process = make(HEALTHY, status=503)
     process.start()
-    await_(lambda: process.unhealthy() == "waiting for Kafka")
+    until(lambda: process.unhealthy() == "waiting for Kafka")
     with pytest.raises(ServiceError, match="not healthy after 0 s: waiting for Kafka"):
         process.wait_healthy(0)

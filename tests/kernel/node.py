@@ -19,9 +19,10 @@ import numpy as np
 
 from collector.node.abi import EVENT, ClosedBy, EventType, Owner, Role
 from collector.node.cgroup_paths import V1_CONTROLLERS, choose_hierarchy
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from collector.node.probes import Probes
     from tests.kernel.scenarios import Scenario, Told
@@ -29,17 +30,6 @@ if TYPE_CHECKING:
 CLONE_NEWNET = 0x40000000
 DEADLINE_S = 20
 LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def until(condition: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
-    """Return the condition's first true value; fail when it never comes."""
-    give_up = time.monotonic() + deadline_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < give_up, f"never happened: {what}"
-        time.sleep(0.01)
 
 
 def ip(*arguments: str, given: str = "") -> None:
@@ -309,7 +299,7 @@ class Watch:
         expected = [_lines(side) for side in scenario.expected(self.tier, connect_watched=watched)]
         number = sum(map(len, expected))
         with contextlib.suppress(AssertionError):
-            until(lambda: len(self.pull()) >= number, scenario.name)
+            until(lambda: len(self.pull()) >= number, scenario.name, DEADLINE_S)
         events = self.pull()
         sides = [events[events["netns_ino"] == inode] for inode in self.inodes[:2]]
         seen = [_seen_lines(side) for side in sides]

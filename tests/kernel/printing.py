@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.kernel.node import until
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
 START_DEADLINE_S = 120

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from collector.node import core
 from collector.node.abi import EventType, Role
 from collector.node.tiers import read_environment
-from tests.kernel.node import Watch, until
+from tests.kernel.node import Watch
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from collector.node.abi import EventType, Flag, Owner, Role
-from tests.kernel.node import Watch, pair, until
+from tests.kernel.node import Watch, pair
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

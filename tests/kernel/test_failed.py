@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from collector.node.abi import EventType, Role
-from tests.kernel.node import Process, text, until
+from tests.kernel.node import Process, text
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,7 +14,8 @@ import pytest
 from collector.errors import SettingsError
 from collector.node.abi import EventType, Role
 from collector.node.filters import Filters
-from tests.kernel.node import Watch, until
+from tests.kernel.node import Watch
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from collector.node.abi import EventType, Role
-from tests.kernel.node import DEADLINE_S, Watch, pair, text, until
+from tests.kernel.node import DEADLINE_S, Watch, pair, text
 from tests.kernel.wire import SYN
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -290,5 +291,5 @@ def burst(watch: Watch, client: Namespace, server: Namespace) -> int:
     assert [process.wait() for process in (*dialling, accepting)] == [0, 0, 0, 0]
     listener.close()
     with contextlib.suppress(AssertionError):
-        until(lambda: len(watch.pull()) == 4 * dialled, "four events each", deadline_s=3)
+        until(lambda: len(watch.pull()) == 4 * dialled, "four events each", seconds_max=3)
     return dialled

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from collector.node.abi import ClosedBy, EventType, Owner, Role
-from tests.kernel.node import Process, Watch, text, until
+from tests.kernel.node import Process, Watch, text
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from collector.node.abi import EventType, Flag, Owner, Role
 from collector.node.tiers import STATE_PROGRAMS
-from tests.kernel.node import Watch, pair, until
+from tests.kernel.node import Watch, pair
+from tests.waiting import until
 
 if TYPE_CHECKING:
     import socket

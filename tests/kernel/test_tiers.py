@@ -15,7 +15,8 @@ from collector.errors import CapabilityError
 from collector.node import tiers
 from collector.node.abi import EventType, Owner, Role
 from tests.kernel import uring
-from tests.kernel.node import Watch, pair, text, until
+from tests.kernel.node import Watch, pair, text
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

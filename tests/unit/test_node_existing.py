@@ -81,15 +81,16 @@ def test_walk_goes_on_after_a_step_without_events(
 
 
 def test_sweep_ends_a_step_by_events_and_by_entries() -> None:
-    """A step makes no more events than it may, and looks at eight entries for each at most."""
+    """A step makes no more events than it may, and stops at twice as many entries; nothing is looked at twice."""
     looks: list[int] = []
 
     def look_at(keys: np.ndarray) -> int:
         looks.append(len(keys))
         return int((keys == 1).sum())
 
-    chunks = [[1] * 6, [0] * 50, [1] * 3]
+    chunks = [[1] * 6, [0] * 20, [1] * 3]
     sweep = SweepPass(iter([np.array(chunk, "<u8") for chunk in chunks]), look_at, 4)
-    assert [sweep.advance(5) for _ in range(4)] == [5, 1, 3, None]
-    assert looks[:4] == [4, 1, 1, 4]
-    assert sum(looks) == 59
+    made = [sweep.advance(5) for _ in range(5)]
+    assert made == [5, 1, 3, None, None]
+    assert looks[:6] == [4, 1, 1, 4, 4, 4]
+    assert sum(looks) == 29
