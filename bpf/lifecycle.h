@@ -51,6 +51,8 @@ static __always_inline void fill_isn(struct podwire_event *entry, const struct t
 	}
 }
 
+#define COPIES_APART_NS 10000000ULL /* an interrupt, or an emulated CPU, may come between */
+
 static __always_inline __u64 cookie_of(struct sock *sk)
 {
 	if (options.socket_cookie_helper)
@@ -143,6 +145,14 @@ static __always_inline void dial_fails(const struct sock *sk)
 		bpf_map_update_elem(&dials, &task, &told, BPF_ANY);
 }
 
+/* Where cookie_of has no cookie to go by, two attempts are told apart by time: copies run one right after the other. */
+static __always_inline int same_attempt(const struct podwire_event *one, const struct podwire_event *other)
+{
+	if (options.socket_cookie_helper)
+		return one->socket_cookie == other->socket_cookie;
+	return other->start_ns - one->start_ns < COPIES_APART_NS;
+}
+
 static __always_inline void connect_begins(struct sock *sk, const struct tcp_sock *tcp, int owned)
 {
 	struct podwire_event entry = {
@@ -161,7 +171,7 @@ static __always_inline void connect_begins(struct sock *sk, const struct tcp_soc
 		return;
 	entry.socket_cookie = cookie_of(sk);
 	known = bpf_map_lookup_elem(&sockets, &key);
-	if (known && !is_open(known) && known->socket_cookie == entry.socket_cookie)
+	if (known && !is_open(known) && same_attempt(known, &entry))
 		return; /* another copy was here */
 	forget_stale(known);
 	if (owned ? current_left_out() : socket_left_out(sk))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.kernel.guests import cells, fetch, guest, image
-from tests.kernel.guests.__main__ import scenario_command
+from tests.kernel.guests.__main__ import PYTEST, scenario_command
 
 TIERS = ("fentry", "tp_btf")
 SCENARIOS = ("IPv4", "Fast Open", "accept", "never accepted", "refused", "no route")
@@ -28,3 +28,17 @@ def test_scenarios_go_as_the_table_says_on_another_kernel(line: str) -> None:
     assert cells.good(found, SCENARIOS, TIERS), (
         f"{cells.matrix({line: found}, SCENARIOS, TIERS)}\n{result.output}"
     )
+
+
+@pytest.mark.timeout(600)
+def test_books_are_exact_where_the_kernel_gives_no_cookies() -> None:
+    """On 5.10 no connection is counted as lost that was not, and each that was is swept and counted."""
+    try:
+        result = guest.run(
+            fetch.kernel("5.10"),
+            [*PYTEST, "tests/kernel/test_progress.py"],
+            timeout_seconds=500,
+        )
+    except (fetch.FetchError, image.ImageError) as error:
+        pytest.skip(f"no guest with kernel 5.10: {error}")
+    assert result.exit_code == 0, result.output
