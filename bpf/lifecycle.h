@@ -105,7 +105,7 @@ static __always_inline void remember(__u64 key, const struct podwire_event *entr
 }
 
 /* The first process that is seen to own the socket; a server's socket was then accepted out of our sight. */
-static __always_inline void learn_owner(struct podwire_event *entry, int owned, __u64 now_ns)
+static __always_inline void learn_owner(struct podwire_event *entry, int owned)
 {
 	if (!owned || entry->owner == PODWIRE_OWNER_PROCESS || entry->type == SILENT)
 		return;
@@ -118,7 +118,7 @@ static __always_inline void learn_owner(struct podwire_event *entry, int owned, 
 		__u8 closed_by = entry->closed_by;
 
 		entry->closed_by = PODWIRE_CLOSED_NONE; /* the peer's FIN may have come first */
-		emit(entry, PODWIRE_ACCEPT, now_ns);
+		emit(entry, PODWIRE_ACCEPT, bpf_ktime_get_boot_ns());
 		entry->closed_by = closed_by;
 	}
 }
@@ -285,7 +285,7 @@ static __always_inline void closing(const struct sock *sk, const struct tcp_sock
 
 	if (!entry || !entry_opened(entry, sk, tcp, old_state))
 		return;
-	learn_owner(entry, owned, bpf_ktime_get_boot_ns());
+	learn_owner(entry, owned);
 	if (new_state == TCP_CLOSING)
 		entry->closed_by = PODWIRE_CLOSED_BOTH;
 	else if (entry->closed_by == PODWIRE_CLOSED_NONE)
@@ -320,7 +320,7 @@ static __always_inline void closed(const struct sock *sk, const struct tcp_sock 
 {
 	unsigned long flags = sk->__sk_common.skc_flags;
 	int peer_done = flags >> SOCK_DONE & 1;
-	__u64 key = (__u64)sk, now_ns = bpf_ktime_get_boot_ns();
+	__u64 key = (__u64)sk;
 	struct podwire_event *entry = bpf_map_lookup_elem(&sockets, &key);
 
 	if (!entry) {
@@ -329,12 +329,12 @@ static __always_inline void closed(const struct sock *sk, const struct tcp_sock 
 		return;
 	}
 	if (entry_opened(entry, sk, tcp, old_state)) {
-		learn_owner(entry, owned, now_ns);
+		learn_owner(entry, owned);
 		judge_close(entry, sk->sk_err, sent_reset(old_state, owned, peer_done, flags >> SOCK_DEAD & 1));
 		fill_counters(entry, tcp, peer_done);
-		emit(entry, PODWIRE_CLOSE, now_ns);
+		emit(entry, PODWIRE_CLOSE, bpf_ktime_get_boot_ns());
 	} else if (entry->role == PODWIRE_CLIENT) {
-		connect_failed(entry, sk, tcp, now_ns);
+		connect_failed(entry, sk, tcp, bpf_ktime_get_boot_ns());
 		if (options.connect_edge == PODWIRE_EDGE_RETURN && owned)
 			dial_fails(sk);
 	}
@@ -343,20 +343,48 @@ static __always_inline void closed(const struct sock *sk, const struct tcp_sock 
 
 /* ---- the machine ---- */
 
+#define STATES_THAT_COUNT                                                                                             \
+	(1 << TCP_SYN_SENT | 1 << TCP_ESTABLISHED | 1 << TCP_FIN_WAIT1 | 1 << TCP_CLOSE_WAIT | 1 << TCP_LAST_ACK |     \
+	 1 << TCP_CLOSING | 1 << TCP_CLOSE)
+
 /*
- * Runs several times per transition, once in each copy of the program, and does its work once: every stage sees in
- * the socket's entry what has been done. A socket's transitions follow each other under its lock.
+ * Runs several times per transition, once in each copy of the program, and does its work once: the CPU notes its last
+ * change, and every stage sees in the socket's entry what has been done. A socket's transitions follow each other under
+ * its lock. The note alone would not do, since an interrupt between two copies leaves another; the entry alone would, but
+ * looking there costs more than all else that a copy does.
  *
  * Why copies: the kernel skips a program that already runs on the same CPU (since 5.13; kernel/trace/bpf_trace.c,
  * __bpf_trace_run). One copy alone would miss what an interrupt brings while it runs for a process: measured, up to 64
  * transitions in a row. Two copies suffice where programs can't be preempted, since softirqs do not nest. From 6.18
  * on they may be (tracepoints no longer disable preemption), and several tasks of one CPU be inside: more copies.
  */
+static __always_inline int seen_by_another_copy(struct sock *sk, int old_state, int new_state, int first)
+{
+	struct change now = {
+		.sk = (__u64)sk,
+		.socket_cookie = sk->__sk_common.skc_cookie.counter,
+		.states = (__u64)old_state << 32 | new_state,
+	};
+	__u32 zero = 0;
+	struct change *last = bpf_map_lookup_elem(&changes, &zero);
+
+	if (!last)
+		return 0;
+	if (!now.socket_cookie && options.socket_cookie_helper)
+		now.socket_cookie = bpf_get_socket_cookie(sk);
+	if (!first && last->sk == now.sk && last->socket_cookie == now.socket_cookie && last->states == now.states)
+		return 1;
+	*last = now;
+	return 0;
+}
+
 static __always_inline void transition(struct sock *sk, int old_state, int new_state, int first)
 {
 	int owned = sk->sk_lock.owned;
 	const struct tcp_sock *tcp;
 
+	if (!(STATES_THAT_COUNT & 1 << new_state) || seen_by_another_copy(sk, old_state, new_state, first))
+		return;
 	tcp = bpf_skc_to_tcp_sock(sk);
 	if (!tcp)
 		return;
@@ -365,13 +393,10 @@ static __always_inline void transition(struct sock *sk, int old_state, int new_s
 		return connect_begins(sk, tcp, owned);
 	case TCP_ESTABLISHED:
 		return established(sk, tcp, old_state);
-	case TCP_FIN_WAIT1:
-	case TCP_CLOSE_WAIT:
-	case TCP_LAST_ACK:
-	case TCP_CLOSING:
-		return closing(sk, tcp, old_state, new_state, owned);
 	case TCP_CLOSE:
 		return closed(sk, tcp, old_state, owned, first);
+	default:
+		return closing(sk, tcp, old_state, new_state, owned);
 	}
 }
 

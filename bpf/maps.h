@@ -89,13 +89,13 @@ struct {
 	__uint(max_entries, 1 << 24);
 } events SEC(".maps");
 
-/* Inserts: name_cgroup. Reads and deletes: user space, which maps it, always before the events. */
+/* Inserts: tell_name. Reads and deletes: user space, which maps it, always before the events. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1 << 20);
 } names SEC(".maps");
 
-/* Ids whose name has been told. Inserts and reads: name_cgroup. Deletes: the kernel, least recently used. */
+/* Ids whose name has been told. Inserts: tell_first_sight. Reads: is_named. Deletes: the kernel, least recently used. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -128,6 +128,20 @@ struct {
 	__type(key, __u64);
 	__type(value, struct dial);
 } dials SEC(".maps");
+
+/* The change of a socket's state that this CPU came to last. Inserts and reads: seen_by_another_copy. Deletes: nobody. */
+struct change {
+	__u64 sk;
+	__u64 socket_cookie; /* 0 if there is none and the helper is not to be had */
+	__u64 states;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct change);
+} changes SEC(".maps");
 
 /* ---- filters: user space inserts before the programs are attached; filters.h reads; nobody deletes ---- */
 

@@ -30,19 +30,31 @@ static __noinline int tell_name(struct kernfs_node *node, __u64 id)
 	return 0;
 }
 
+/* The name of a cgroup that is seen for the first time; the next event tries again if the ring is full. */
+static __noinline int tell_first_sight(struct kernfs_node *node, __u64 id)
+{
+	__u8 told = 1;
+
+	if (tell_name(node, id)) /* marked as told only once it is in the ring */
+		count(PODWIRE_LOST_NAME_RING_FULL);
+	else
+		bpf_map_update_elem(&named_cgroups, &id, &told, BPF_ANY);
+	return 0;
+}
+
+static __always_inline int is_named(__u64 id)
+{
+	return !id || bpf_map_lookup_elem(&named_cgroups, &id);
+}
+
 /* Returns the cgroup's id, whose name has been told, or will be at its next event if the ring is full. */
 static __always_inline __u64 name_cgroup(struct cgroup *cgroup)
 {
 	struct kernfs_node *node = BPF_CORE_READ(cgroup, kn);
 	__u64 id = BPF_CORE_READ(node, id);
-	__u8 told = 1;
 
-	if (!id || bpf_map_lookup_elem(&named_cgroups, &id))
-		return id;
-	if (tell_name(node, id)) /* marked as told only once it is in the ring */
-		count(PODWIRE_LOST_NAME_RING_FULL);
-	else
-		bpf_map_update_elem(&named_cgroups, &id, &told, BPF_ANY);
+	if (!is_named(id))
+		tell_first_sight(node, id);
 	return id;
 }
 
@@ -77,13 +89,27 @@ static __always_inline struct cgroup *current_cgroup(struct task_struct *task)
 	return BPF_CORE_READ(state, cgroup);
 }
 
+/* The same of the process's own cgroup; on pure v2 the kernel says its id at once, and the way to its name is rarely gone. */
+static __always_inline __u64 name_current_cgroup(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	__u64 id;
+
+	if (options.cgroup_controller != PODWIRE_CONTROLLER_DEFAULT)
+		return name_cgroup(current_cgroup(task));
+	id = bpf_get_current_cgroup_id();
+	if (!is_named(id))
+		tell_first_sight(BPF_CORE_READ(current_cgroup(task), kn), id);
+	return id;
+}
+
 /* Only where `current` is the owner: under the socket's user lock, or in the accept call itself. */
 static __always_inline void own_by_process(struct podwire_event *entry)
 {
 	entry->tgid = bpf_get_current_pid_tgid() >> 32;
 	entry->uid = bpf_get_current_uid_gid();
 	bpf_get_current_comm(entry->comm, sizeof(entry->comm));
-	entry->cgroup_id = name_cgroup(current_cgroup((void *)bpf_get_current_task()));
+	entry->cgroup_id = name_current_cgroup();
 	entry->cgroup_hierarchy = options.cgroup_hierarchy;
 	entry->owner = PODWIRE_OWNER_PROCESS;
 }

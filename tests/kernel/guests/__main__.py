@@ -81,6 +81,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         help="put BCC and the kernel's headers into the guests, and play tier bcc too",
     )
     parser.add_argument(
+        "--instructions", action="store_true", help="one instruction takes one ns: times become counts"
+    )
+    parser.add_argument(
         "command", nargs="*", help="what to run in the checkout's copy instead of the scenarios"
     )
     options = parser.parse_args(arguments)
@@ -131,6 +134,7 @@ def _column(
             timeout_seconds=options.timeout,
             on_line=hear,
             with_compiler=options.with_compiler,
+            instructions_as_ns=options.instructions,
         )
     except guest.GuestError as error:
         show(str(error))

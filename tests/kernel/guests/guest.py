@@ -64,10 +64,12 @@ def run(
     timeout_seconds: float = 300,
     on_line: Callable[[str], None] = lambda _: None,
     with_compiler: bool = False,
+    instructions_as_ns: bool = False,
 ) -> Result:
     """Run `argv` as root in the checkout's copy in a guest; `on_line` gets each line of its output as it comes.
 
-    `with_compiler` adds BCC and the kernel's headers, and memory for them.
+    `with_compiler` adds BCC and the kernel's headers, and memory for them. With `instructions_as_ns` every instruction
+    takes one ns of the guest's clocks, so that its times are counts that repeat on any machine.
 
     Raises:
         GuestError: the kernel died, or the command did not end in time.
@@ -90,6 +92,10 @@ def run(
         qemu = _qemu(
             kernel, initrd, console, cgroup, compiler.MEMORY_MBYTES if with_compiler else MEMORY_MBYTES
         )
+        if instructions_as_ns:
+            qemu += ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]
+        else:
+            qemu += ["-accel", "tcg,thread=multi"]
         started = time.monotonic()
         output, exit_code, timed_out = converse(qemu, timeout_seconds, on_line)
         if exit_code is None and not timed_out and _EMULATORS_FAULT in _said(console):
@@ -111,7 +117,7 @@ def _qemu(kernel: Kernel, initrd: Path, console: Path, cgroup: Cgroup, memory_mb
     return [
         *("setpriv", "--pdeathsig", "KILL", "--"),  # a guest does not outlive a killed caller
         *(QEMU, "-nodefaults", "-display", "none", "-no-reboot", "-nic", "none"),
-        *("-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", "2", "-m", str(memory_mbytes)),
+        *("-cpu", CPU, "-smp", "2", "-m", str(memory_mbytes)),
         *("-serial", f"file:{console}"),
         *("-chardev", "stdio,id=output,signal=off", "-serial", "chardev:output"),
         *("-kernel", str(kernel.folder / "vmlinuz"), "-initrd", str(initrd)),

@@ -43,7 +43,7 @@ DISTRIBUTIONS = (
     "pytest-timeout",
     "structlog",
 )
-CHECKOUT = ("bpf", "build/bpf", "collector", "podwire", "schemas", "tests", "pyproject.toml")
+CHECKOUT = ("bench", "bpf", "build/bpf", "collector", "podwire", "schemas", "tests", "pyproject.toml")
 TOOLS = (
     "bpftool",
     "busybox",
