@@ -1,4 +1,4 @@
-"""`python -m enricher`: starts the enricher and turns fatal causes into exit codes."""
+"""`python -m enricher [replay]`: starts the enricher or a part of a replay; turns fatal causes into exit codes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 import structlog
 
+from enricher import replay_run
 from enricher.errors import FatalError
 from enricher.run import leave, run
 
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> int:
     """Run the enricher; return the process's exit status."""
     _configure_logs()
     try:
+        if arguments[:1] == ["replay"]:
+            return replay_run.run(arguments[1:])
         return run(arguments)
     except FatalError as error:
         structlog.get_logger().error("fatal", cause=type(error).__name__, message=str(error))

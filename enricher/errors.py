@@ -49,3 +49,15 @@ class ProcessingError(FatalError):
     """Processing or delivery failed; nothing of it was acknowledged, a restart repeats it."""
 
     exit_code = 31
+
+
+class UnreachableError(FatalError):
+    """Kafka did not answer for too long in a replay; a repeat of it does no harm."""
+
+    exit_code = 32
+
+
+class DeletedInputError(FatalError):
+    """Raw messages that a replay still had to read were deleted by the topic's retention."""
+
+    exit_code = 33

@@ -1,14 +1,15 @@
 """The enricher's door to Kafka beside Faust: the producer, the metadata consumer, and the raw topic's re-reader.
 
 The one importer of `confluent_kafka` in this service. Never encodes, and never commits an offset: that is
-Faust's. Called by `run`, `output`, `metadata` and `app`.
+Faust's. Called by `run`, `output`, `metadata`, `app` and `replay_run`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from typing import TYPE_CHECKING, Any, Protocol
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -18,7 +19,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, ConfigResource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -29,6 +30,7 @@ __all__ = [
     "KafkaException",
     "Message",
     "PartitionReader",
+    "RawRecord",
     "is_end",
     "metadata_consumer",
     "producer",
@@ -135,10 +137,19 @@ def wait_for_topics(bootstrap: str, topics: Sequence[Topic], wait: Callable[[str
         wait(f"topic {', '.join(missing)} (create them with `podwire topics create`)")
 
 
+class RawRecord(NamedTuple):
+    """A message of the raw topic, with the broker's clock when it was appended, Unix time in ms."""
+
+    offset: int
+    append_ms: int
+    value: bytes | None
+
+
 class PartitionReader:
     """Reads one topic beside Faust: offsets, what came before the committed one, what is live. Thread-safe."""
 
     def __init__(self, bootstrap: str, group: str, topic: str, timeout_seconds: float = 10.0) -> None:
+        self._bootstrap = bootstrap
         self._topic = topic
         self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
@@ -214,6 +225,56 @@ class PartitionReader:
             else:
                 found[key] = value
         return found
+
+    def span(self, partition: int, first_ms: int, last_ms: int) -> tuple[int, int]:
+        """Return the (first, end) offsets of what was appended in [first_ms, last_ms] so far; KafkaException."""
+        low, high = self._bounds(partition)
+        asked = [TopicPartition(self._topic, partition, max(0, at)) for at in (first_ms, last_ms + 1)]
+        with self._lock:
+            found = [
+                self._consumer.offsets_for_times([one], timeout=self._timeout_seconds)[0] for one in asked
+            ]
+        first, end = (one.offset if one.offset >= 0 else high for one in found)
+        return max(low, first), max(low, first, end)
+
+    def kept_since_ms(self, partition: int) -> int | None:
+        """Return the append time since when all messages are there; None when none was ever deleted; KafkaException."""
+        low, high = self._bounds(partition)
+        if low == 0:
+            return None
+        if low == high:
+            return time.time_ns() // 1_000_000 - self._retention_ms()
+        left_seconds = self._timeout_seconds
+        for record in self.read(partition, low, high):
+            if record is not None:
+                return record.append_ms
+            left_seconds -= POLL_SECONDS
+            if left_seconds <= 0:
+                break
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))  # noqa: SLF001 (librdkafka's name)
+
+    def _retention_ms(self) -> int:
+        """Return for how long the topic keeps messages; a negative one stands for no time, since they are gone."""
+        admin = AdminClient({"bootstrap.servers": self._bootstrap, "log_level": 2})
+        resource = ConfigResource(ConfigResource.Type.TOPIC, self._topic)
+        configs = admin.describe_configs([resource], request_timeout=self._timeout_seconds)
+        return max(0, int(configs[resource].result(self._timeout_seconds)["retention.ms"].value))
+
+    def read(self, partition: int, first: int, end: int) -> Generator[RawRecord | None, None, None]:
+        """Yield the messages from offset `first` to `end` (exclusive); None whenever none came for a moment."""
+        with self._lock:
+            self._consumer.assign([TopicPartition(self._topic, partition, first)])
+            try:
+                while first < end:
+                    came = False
+                    for message in self._consumer.consume(BATCH_MESSAGES, POLL_SECONDS):
+                        if message.error() is None and message.offset() < end:
+                            first, came = message.offset() + 1, True
+                            yield RawRecord(message.offset(), message.timestamp()[1], message.value())
+                    if not came:
+                        yield None
+            finally:
+                self._consumer.unassign()
 
     def _read(
         self, partition: int, first: int, end: int, given_up: Callable[[], bool]

@@ -122,9 +122,9 @@ class Output:
             else:
                 return
 
-    def poll(self) -> None:
-        """Take the delivery reports that are there, and do what was to follow them."""
-        self._producer.poll(0)
+    def poll(self, seconds: float = 0) -> None:
+        """Take the delivery reports that are there, waiting at most this long for the first; do what was to follow."""
+        self._producer.poll(seconds)
         while self._followups:
             self._followups.popleft()()
 

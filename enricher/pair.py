@@ -22,7 +22,7 @@ from enricher.raw import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from enricher.raw import Half
 
@@ -76,6 +76,10 @@ class Pairing:
     def waiting(self) -> int:
         """Number of halves that wait and were not told one-sided."""
         return len(self._waiting) - len(self._told)
+
+    def waiting_halves(self) -> Iterator[Half]:
+        """Yield the halves that wait and were not told one-sided, in the order of their arrival."""
+        return (half for key, half in self._waiting.items() if key not in self._told)
 
     @property
     def oldest_untold_ms(self) -> int | None:

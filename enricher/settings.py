@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -117,15 +117,43 @@ class Settings(BaseSettings):
         return self.group or f"podwire-enricher-{self.cluster}"
 
 
+class ReplaySettings(Settings):
+    """What one process of a replay is told beside; `podwire replay` tells it."""
+
+    from_us: int = Field(ge=0, description="event time of the first records wanted, Unix time in us")
+    to_us: int = Field(ge=0, description="event time before which the records wanted end, Unix time in us")
+    early_ms: int = Field(
+        60_000, ge=0, description="milliseconds before it happened that a half may have come"
+    )
+    late_ms: int = Field(
+        3_600_000, ge=0, description="milliseconds after it happened that a half may have come"
+    )
+    now_ms: int = Field(ge=0, description="Unix time in ms, the same for all processes of a replay")
+    topic: str = Field(min_length=1, description="topic for the records")
+    share: str = Field(
+        "1/1",
+        pattern=r"^[1-9][0-9]*/[1-9][0-9]*$",
+        description="which part of the partitions, as 1/2 and 2/2",
+    )
+
+
+Kind = TypeVar("Kind", bound=Settings)
+
+
 def parse(arguments: list[str]) -> Settings:
+    """Return the settings of a worker, as `read` does."""
+    return read(Settings, "python -m enricher", arguments)
+
+
+def read(kind: type[Kind], program: str, arguments: list[str]) -> Kind:
     """Return the settings from flags and environment; SettingsError names each wrong one.
 
     `--help` prints all flags and leaves by SystemExit, as argparse does.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m enricher", description="Joins the halves of connections and names both ends."
+        prog=program, description="Joins the halves of connections and names both ends."
     )
-    for name, field in Settings.model_fields.items():
+    for name, field in kind.model_fields.items():
         default = (
             "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
         )
@@ -133,7 +161,7 @@ def parse(arguments: list[str]) -> Settings:
         parser.add_argument(f"--{name.replace('_', '-')}", dest=name, help=text.replace("%", "%%"))
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     try:
-        return Settings(**given)
+        return kind(**given)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise SettingsError(

@@ -27,6 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from podwire import doctor  # noqa: PLC0415
 
         return doctor.run(options.output, others)
+    if options.command == "replay":
+        return _replay(options, others)
     if others:
         _parser().parse_args(given)  # says which one is wrong, and leaves
     if options.command == "topics":
@@ -73,6 +75,24 @@ def _observe(options: argparse.Namespace) -> int:
         return 2
 
 
+def _replay(options: argparse.Namespace, others: Sequence[str]) -> int:
+    from podwire.replay import run as replay  # noqa: PLC0415
+
+    return replay.run(
+        replay.Options(
+            from_text=options.from_text,
+            to_text=options.to_text,
+            early=options.early,
+            late=options.late,
+            name=options.name,
+            workers=options.workers,
+            append=options.append,
+            bootstrap=options.bootstrap,
+            enricher=others,
+        )
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="podwire", description="Who talked to whom in a Kubernetes cluster, down to the process."
@@ -98,7 +118,13 @@ def _parser() -> argparse.ArgumentParser:
     describe = actions.add_parser("describe", help="compare the broker's topics with the catalog")
     observe = commands.add_parser("observe", help="show enriched flows")
     _observe_options(observe)
-    for command in (create, describe, observe):
+    replay = commands.add_parser(
+        "replay",
+        help="enrich a past span again, into a topic of its own",
+        epilog="Other options are the enricher's and go to it, as the first time: --cluster, --window-ms, ...",
+    )
+    _replay_options(replay)
+    for command in (create, describe, observe, replay):
         command.add_argument(
             "--bootstrap",
             metavar="HOST:PORT",
@@ -129,6 +155,31 @@ def _observe_options(observe: argparse.ArgumentParser) -> None:
         "--registry-url",
         default=os.environ.get("PODWIRE_REGISTRY_URL") or None,
         help="schema registry, also from PODWIRE_REGISTRY_URL (default: the ids of the catalog)",
+    )
+
+
+def _replay_options(replay: argparse.ArgumentParser) -> None:
+    ago = "90s, 5m, 2h, 1d ago, or an ISO 8601 time"
+    replay.add_argument(
+        "--from", dest="from_text", required=True, metavar="TIME", help=f"events from then on: {ago}"
+    )
+    replay.add_argument(
+        "--to", dest="to_text", required=True, metavar="TIME", help="events before then; 0s is now"
+    )
+    replay.add_argument("--name", help="for podwire.flows.replay.NAME.v1 (default: the span)")
+    replay.add_argument("--append", action="store_true", help="write into that topic though it holds records")
+    replay.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one per CPU)")
+    replay.add_argument(
+        "--late",
+        default="1h",
+        metavar="SPAN",
+        help="how long after it happened an event may have come to Kafka (default %(default)s)",
+    )
+    replay.add_argument(
+        "--early",
+        default="1m",
+        metavar="SPAN",
+        help="how far a node's clock may have run ahead (default %(default)s)",
     )
 
 
