@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 FOREVER_US = 1 << 62
 STATUS_LAG_US = 10_000_000
+SERVICE_GRACE_US = 10_000_000
+"""A deleted Service's address works until every node's proxy knows; and whoever asks may not know either yet."""
 _HEX_32 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -51,6 +53,7 @@ class Pod:
     service_account: str | None
     labels: dict[str, str]
     containers: dict[bytes, Container]
+    valid_from_us: int
 
 
 class Ownership(NamedTuple):
@@ -96,7 +99,7 @@ class _Claims:
     service_ports: list[tuple[tuple[bytes, int], ServicePort]] = field(default_factory=list)
     node_ports: list[tuple[int, ServicePort]] = field(default_factory=list)
     nodes: list[tuple[bytes, Node]] = field(default_factory=list)
-    pod_cidrs: list[str] = field(default_factory=list)
+    pod_cidrs: list[tuple[str, tuple[str, int]]] = field(default_factory=list)
 
 
 class History:
@@ -114,13 +117,13 @@ class History:
         self.pods_settled_until_us: int | None = None
         self._pods: dict[str, Pod] = {}
         self._by_identity: dict[bytes, Pod] = {}
-        self._by_config_hash: dict[tuple[bytes, str | None], Pod] = {}
+        self._by_config_hash: dict[tuple[bytes, str | None], list[Pod]] = {}
         self._owners: dict[bytes, list[Ownership]] = {}
         self._service_ports: dict[tuple[bytes, int], list[ServicePort]] = {}
         self._node_ports: dict[int, list[ServicePort]] = {}
         self._nodes: dict[bytes, list[Node]] = {}
         self._claims: dict[tuple[str, str], _Claims] = {}
-        self._pod_cidrs: Prefixes[str] = Prefixes()
+        self._pod_cidrs: Prefixes[tuple[str, int]] = Prefixes()
 
     @property
     def pods(self) -> int:
@@ -143,7 +146,8 @@ class History:
         old = self._pods.pop(uid, None)
         if old is not None:
             _remove_value(self._by_identity, old.identity, old)
-            _remove_value(self._by_config_hash, (old.config_hash, old.node), old)
+            if old.config_hash:
+                _remove(self._by_config_hash, (old.config_hash, old.node), old)
         claims = self._replace("pods", uid, record)
         if record is None:
             return
@@ -152,7 +156,7 @@ class History:
         if pod.identity:
             self._by_identity[pod.identity] = pod
         if pod.config_hash:
-            self._by_config_hash[pod.config_hash, pod.node] = pod
+            self._by_config_hash.setdefault((pod.config_hash, pod.node), []).append(pod)
         if pod.host_network:
             return
         for address in record["addresses"]:
@@ -172,7 +176,7 @@ class History:
         claims = self._replace("services", uid, record)
         if record is None:
             return
-        life = (record["valid_from_us"], _or_forever(record["valid_to_us"]))
+        life = (record["valid_from_us"], _or_forever(record["valid_to_us"]) + SERVICE_GRACE_US)
         for port in record["ports"]:
             if port["protocol"] != "TCP":
                 continue
@@ -199,12 +203,25 @@ class History:
         for address, node_ in claims.nodes:
             self._nodes.setdefault(address, []).append(node_)
         for cidr in record["pod_cidrs"]:
-            self._pod_cidrs.add(cidr, uid)
-            claims.pod_cidrs.append(cidr)
+            claims.pod_cidrs.append((cidr, (uid, node.valid_from_us)))
+            self._pod_cidrs.add(*claims.pod_cidrs[-1])
 
-    def pod(self, identity: bytes, node: str) -> Pod | None:
-        """Return the pod of a UID, or the static pod of a config hash on that node."""
-        return self._by_identity.get(identity) or self._by_config_hash.get((identity, node))
+    def pod(self, identity: bytes, node: str, time_us: int) -> Pod | None:
+        """Return the pod of a UID, or the static pod of a config hash on that node.
+
+        One config hash may stand for several objects in the API, one after the other, that show the same pod: then
+        for the last one made before the time, else for the first.
+        """
+        found = self._by_identity.get(identity)
+        if found is not None:
+            return found
+        pods = self._by_config_hash.get((identity, node))
+        if pods is None:
+            return None
+        before = [pod for pod in pods if pod.valid_from_us <= time_us]
+        if before:
+            return max(before, key=lambda pod: (pod.valid_from_us, pod.uid))
+        return min(pods, key=lambda pod: (pod.valid_from_us, pod.uid))
 
     def owners(self, address: bytes, time_us: int) -> list[Ownership]:
         """Return who may have owned an address at a time, in no order."""
@@ -214,9 +231,11 @@ class History:
             if owner.from_earliest_us <= time_us < owner.to_latest_us
         ]
 
-    def is_pod_address(self, address: bytes) -> bool:
-        """Return whether any pod ever had this address, or a node's pod range holds it."""
-        return address in self._owners or self._pod_cidrs.longest(address) is not None
+    def is_pod_address(self, address: bytes, time_us: int) -> bool:
+        """Return whether a pod may have had this address by then, or a pod range of a node that was there holds it."""
+        return any(owner.from_earliest_us <= time_us for owner in self._owners.get(address, ())) or any(
+            valid_from_us <= time_us for _, valid_from_us in self._pod_cidrs.holding(address)
+        )
 
     def node(self, address: bytes, time_us: int) -> str | None:
         """Return the name of the node that had an address at a time."""
@@ -247,8 +266,8 @@ class History:
                 _remove(self._node_ports, node_port, service)
             for address, node in old.nodes:
                 _remove(self._nodes, address, node)
-            for cidr in old.pod_cidrs:
-                self._pod_cidrs.remove(cidr, uid)
+            for cidr, value in old.pod_cidrs:
+                self._pod_cidrs.remove(cidr, value)
         claims = _Claims()
         if record is not None:
             self._claims[kind, uid] = claims
@@ -273,6 +292,7 @@ def _pod(record: dict[str, Any]) -> Pod:
             for container in record["containers"]
             if re.fullmatch(r"[0-9a-f]{64}", container["container_id"])
         },
+        valid_from_us=record["valid_from_us"],
     )
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 Value = TypeVar("Value")
 
@@ -64,6 +64,12 @@ class Prefixes(Generic[Value]):
         values.remove(value)
         if not values:
             del self._by_shift[shift][prefix]
+
+    def holding(self, address: bytes) -> Iterator[Value]:
+        """Yield the values of all ranges that hold the address."""
+        number = int.from_bytes(address, "big")
+        for shift, ranges in self._by_shift.items():
+            yield from ranges.get(number >> shift, ())
 
     def longest(self, address: bytes) -> Value | None:
         """Return the value of the longest range that holds the address; among equal ranges the first added."""

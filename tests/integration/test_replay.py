@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(240)
 SECOND_US = 1_000_000
+RECORDS_OF_EACH = 6
 OF_THE_MOMENT = ("emitted_at", "revision", "metadata_age_ms")
 Identity = tuple[str, str, str, int]
 
@@ -114,8 +116,8 @@ def past(broker: RunningBroker, tmp_path: Path) -> Iterator[Past]:
     bench.close()
 
 
-def send_one_of_each(past: Past, number: int, partition: int) -> int:
-    """Send, at second `number`, all kinds of records in `partition` and return how many records they make."""
+def send_one_of_each(past: Past, number: int, partition: int) -> None:
+    """Send, at second `number`, halves for RECORDS_OF_EACH records of all kinds in `partition`."""
     bench = past.bench
     client, server = past.opened(number, partition, number)
     bench.send([client, client], partition)  # a repeat, as after a collector's crash
@@ -128,24 +130,24 @@ def send_one_of_each(past: Past, number: int, partition: int) -> int:
     refused = {"type": "CONNECT_FAILED", "outcome": "REFUSED", "errno": 111, "established_unix_us": None}
     progress = [outside | {"type": "PROGRESS", "progress_seq": count} for count in (1, 2)]
     bench.send([alone, outside | by_address | refused, *progress], partition)
-    return 6
 
 
 def test_replay_gives_the_same_records_after_the_pods_are_gone(past: Past) -> None:
     """Two workers first, one of them killed; three processes later: every record of the span is the same."""
     bench = past.bench
     past.publish_metadata()
-    count, expected = 24, 0
+    count = 24
     doomed = bench.start("doomed")
     try:
         with bench.enricher():
-            for number in range(count):
-                expected += send_one_of_each(past, number, number % PARTITIONS)
-                if number == count // 2:
-                    bench.producer.flush(10)
-                    bench.read_until(lambda: len(latest(bench.flows)) > expected // 4)
-                    doomed.kill()
-            bench.read_until(lambda: len(latest(bench.flows)) >= expected)
+            for number in range(count // 2):
+                send_one_of_each(past, number, number % PARTITIONS)
+            bench.producer.flush(10)
+            bench.read_until(lambda: len(latest(bench.flows)) > count)
+            doomed.kill()
+            for number in range(count // 2, count):
+                send_one_of_each(past, number, number % PARTITIONS)
+            bench.read_until(lambda: len(latest(bench.flows)) >= RECORDS_OF_EACH * count)
     finally:
         doomed.kill()
         doomed.wait()
@@ -156,7 +158,7 @@ def test_replay_gives_the_same_records_after_the_pods_are_gone(past: Past) -> No
     live = latest([flow for flow in bench.flows if flow["event_unix_us"] in inside])
     again = past.replay(first, end)
     assert latest(again) == live
-    assert len(again) == len(live) == 6 * (end - first)
+    assert len(again) == len(live) == RECORDS_OF_EACH * (end - first)
     assert {flow["server_resolution"] for flow in again} >= {"SOCKET", "IP_AT_TIME"}
     assert {flow["observed_by"] for flow in again} == {"BOTH", "CLIENT", "SERVER"}
 
@@ -294,9 +296,17 @@ def test_span_that_retention_has_reached_is_refused_with_the_time_since_when_it_
             "--metadata-wait-ms",
             "0",
         ]
-        assert main([*command, "--from", "1h", "--to", "1m", "--name", "old"]) == 33
-        assert "reaches back" in capsys.readouterr().err
+        command += ["--early", "0s", "--window-ms", "100"]
+        assert main([*command, "--from", "1h", "--to", "1s", "--name", "old"]) == 33
+        since = re.search(r"reaches back far enough for a span from (\S+) only", capsys.readouterr().err)
+        assert since is not None
         assert records(broker.bootstrap, "podwire.flows.replay.old.v1") == []
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while main([*command, "--from", since[1], "--to", "0s", "--name", "young"]) != 0:
+            assert time.monotonic() < deadline
+            bench.send(bench.opened(4, 1), 1)
+            bench.producer.flush(10)
+        assert records(broker.bootstrap, "podwire.flows.replay.young.v1") != []
         bench.close()
     finally:
         broker.stop()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from enricher import history as history_module
 from enricher import raw, resolve
 from enricher.history import History
 from enricher.networks import Networks
@@ -225,7 +226,9 @@ def test_service_is_asked_as_of_the_event() -> None:
     assert known.service(halves.ip("8.8.8.8"), 30080, NOW_US) is None
     known.put_service("service-1", halves.service_record(valid_to_us=NOW_US))
     assert known.service(halves.ip("10.96.0.10"), 80, NOW_US - 1) is not None
-    assert known.service(halves.ip("10.96.0.10"), 80, NOW_US) is None
+    grace_us = history_module.SERVICE_GRACE_US
+    assert known.service(halves.ip("10.96.0.10"), 80, NOW_US + grace_us - 1) is not None
+    assert known.service(halves.ip("10.96.0.10"), 80, NOW_US + grace_us) is None
 
 
 def test_longest_named_range_wins() -> None:

@@ -1,0 +1,240 @@
+"""A replay gives the records of the first time: whatever order, restarts, quiet spells and late metadata there were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enricher import metadata
+from enricher.engine import Engine, Limits, RawMessage
+from enricher.flow import FlowBuilder, Moment
+from enricher.history import History
+from enricher.metadata import Change
+from enricher.networks import Networks
+from enricher.output import Output
+from enricher.replay import Counts, PartitionReplay, Span
+from enricher.resolve import Resolver
+from schemas import catalog, codec
+from schemas.registry import CatalogIds
+from tests import halves
+
+WINDOW_MS = 1000
+START_MS = halves.NOW_US // 1000
+FOREVER_MS = 10**9
+IDS = CatalogIds()
+Message = tuple[int, list[dict[str, Any]]]
+"""Append time in ms after the start, events."""
+Record = tuple[str, str, str, int]
+
+CHANGES = [
+    *(Change("pods", record["uid"], record) for record in (halves.pod_record(1), halves.pod_record(2))),
+    *(Change("pods", record["uid"], record) for record in (halves.pod_record(3, "10.0.0.3"),)),
+    *(Change("pods", record["uid"], record) for record in (halves.pod_record(4, "10.0.0.4"),)),
+]
+KNOWN = [
+    Change("services", "service-1", halves.service_record()),
+    Change("nodes", "node-1-uid", halves.node_record()),
+]
+ALL_KNOWN = Change("pods", "", None, halves.NOW_US + 3_600_000_000)
+
+
+def half(number: int, type_: str, role: str, at_ms: int, pod: int) -> dict[str, Any]:
+    """Return a half of connection `number`; `pod` 0 is a process outside pods."""
+    if type_ == "PROGRESS":
+        changes: dict[str, Any] = {"progress_seq": 1 + at_ms % 3}
+    elif type_ == "CONNECT_FAILED":
+        return halves.failed(halves.key(number), event_unix_us=halves.NOW_US + at_ms * 1000)
+    else:
+        changes = {}
+    if pod == 0:
+        changes |= {
+            "pod_uid": bytes(16),
+            "container_id": bytes(32),
+            "local_address": halves.ip("192.168.7.1"),
+        }
+    elif pod > 2:  # known by its address alone
+        changes |= {"pod_uid": bytes(16), "container_id": bytes(32), "owner_source": "UNKNOWN"}
+        changes |= {"local_address": halves.ip(f"10.0.0.{pod}")}
+    return halves.event(
+        type_, role, halves.key(number), event_unix_us=halves.NOW_US + at_ms * 1000, **changes
+    )
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> list[Message]:
+    """Draw a partition: halves in any order and distance, some twice within a window, and a last message far behind."""
+    arrivals: list[tuple[int, dict[str, Any]]] = []
+    for number in range(draw(st.integers(1, 6))):
+        at_ms = draw(st.integers(0, 8 * WINDOW_MS))
+        for type_, role in draw(
+            st.lists(
+                st.sampled_from(
+                    [
+                        ("CONNECT", "CLIENT"),
+                        ("ACCEPT", "SERVER"),
+                        ("CLOSE", "CLIENT"),
+                        ("CLOSE", "SERVER"),
+                        ("CONNECT_FAILED", "CLIENT"),
+                        ("PROGRESS", "SERVER"),
+                    ]
+                ),
+                min_size=1,
+                max_size=5,
+                unique=True,
+            )
+        ):
+            happened_ms = at_ms + draw(st.integers(0, WINDOW_MS))
+            one = half(number, type_, role, happened_ms, draw(st.integers(0, 4)))
+            come_ms = happened_ms + draw(st.integers(0, 2 * WINDOW_MS))
+            arrivals.append((come_ms, one))
+            if draw(st.booleans()):
+                arrivals.append((come_ms + draw(st.integers(0, WINDOW_MS)), one))
+    messages: list[Message] = []
+    for come_ms, one in sorted(arrivals, key=lambda arrival: arrival[0]):
+        if messages and draw(st.booleans()) and come_ms - messages[-1][0] < WINDOW_MS:
+            messages[-1][1].append(one)
+        else:
+            messages.append((come_ms, [one]))
+    return [*messages, (100 * WINDOW_MS, [])]
+
+
+class FakeProducer:
+    """Delivers everything at the next poll."""
+
+    def __init__(self) -> None:
+        self.values: list[bytes] = []
+        self._reports: list[Any] = []
+
+    def produce(self, topic: str, value: bytes, key: bytes, *, timestamp: int, on_delivery: Any) -> None:
+        """Keep one record."""
+        self.values.append(value)
+        self._reports.append(on_delivery)
+
+    def poll(self, timeout: float) -> int:
+        """Report what was sent as delivered."""
+        reports, self._reports = self._reports, []
+        for report in reports:
+            report(None, None)
+        return len(reports)
+
+
+def builder(history: History) -> FlowBuilder:
+    """Return a builder that asks this history."""
+    networks = Networks({"lab": ("192.168.0.0/16",)})
+    return FlowBuilder(
+        halves.CLUSTER, catalog.FLOWS.schema_id, history, networks, Resolver(history, networks)
+    )
+
+
+class Live:
+    """Workers one after the other over one partition; each begins at what the one before committed."""
+
+    def __init__(self, messages: list[Message]) -> None:
+        self.messages = messages
+        self.producer = FakeProducer()
+        self.committed = 0
+        self.known: list[Change] = list(KNOWN)
+        self.start()
+
+    def start(self) -> None:
+        """Begin anew, as after kill -9: with the metadata so far, and waiting halves from two windows back."""
+        history = History()
+        metadata.apply(history, self.known)
+        limits = Limits(WINDOW_MS, 0, FOREVER_MS, FOREVER_MS)
+        self.engine = Engine(limits, IDS, history, builder(history), Output(self.producer))
+        self.partition = self.engine.assign(0, self.committed)
+        if self.committed:
+            since_ms = self.messages[self.committed - 1][0] - self.engine.warm_up_ms
+            before = [message for message in self.messages[: self.committed] if message[0] >= since_ms]
+            self.engine.warm(self.partition, [(START_MS + at, halves.batch(events)) for at, events in before])
+        self.position = self.committed
+
+    def take(self) -> None:
+        """Process the next message."""
+        at_ms, events = self.messages[self.position]
+        offset = self.position
+        self.position += 1
+
+        def ack() -> None:
+            self.committed = max(self.committed, offset + 1)
+
+        message = RawMessage(offset, START_MS + at_ms, None, halves.batch(events))
+        self.engine.take(self.partition, message, ack, START_MS + at_ms)
+
+    def learn(self, changes: list[Change]) -> None:
+        """Take metadata, and let the engine send and acknowledge."""
+        self.known += changes
+        self.engine.tick(changes, START_MS + FOREVER_MS // 2 + len(self.known) * 1000)
+        self.engine.tick([], START_MS + FOREVER_MS // 2 + len(self.known) * 1000)
+
+
+def lived(messages: list[Message], data: st.DataObject) -> list[bytes]:
+    """Return what live workers send for this log, with drawn restarts, quiet spells and metadata."""
+    live = Live(messages)
+    to_come = data.draw(st.permutations(CHANGES))
+    while live.position < len(messages):
+        live.take()
+        step = data.draw(st.sampled_from(["go on", "restart", "idle", "metadata", "tick"]))
+        if step == "restart":
+            live.start()
+        elif step == "idle":
+            at_ms = messages[live.position - 1][0] + data.draw(st.integers(0, 3 * WINDOW_MS))
+            live.engine.tell_idle(live.partition, START_MS + at_ms)
+        elif step == "metadata" and to_come:
+            live.learn([to_come.pop()])
+        elif step == "tick":
+            live.learn([])
+    live.learn([*to_come, ALL_KNOWN])
+    assert live.engine.waiting_metadata == 0
+    return live.producer.values
+
+
+def replayed(messages: list[Message], span: Span) -> list[bytes]:
+    """Return what a replay of a span sends for this log."""
+    history = History()
+    metadata.apply(history, [*KNOWN, *CHANGES, ALL_KNOWN])
+    one = PartitionReplay(span, 0, IDS, builder(history), Counts())
+    moment = Moment.at(START_MS + FOREVER_MS, history.pods_complete_until_us)
+    out = []
+    for at_ms, events in messages:
+        if span.first_ms <= START_MS + at_ms <= span.last_ms:
+            out += [flow.value for flow in one.take(START_MS + at_ms, halves.batch(events), moment)]
+    return out + [flow.value for flow in one.end(moment)]
+
+
+def records(values: list[bytes], span: Span) -> dict[Record, list[dict[str, Any]]]:
+    """Return by identity the distinct contents of the span's records, without what belongs to the moment."""
+    out: dict[Record, list[dict[str, Any]]] = {}
+    for value in values:
+        flow = codec.decode("Flow", value)
+        if span.holds(flow["event_unix_us"]):
+            for name in ("emitted_at", "revision", "metadata_age_ms"):
+                del flow[name]
+            identity = (flow["flow_id"], flow["record_type"], flow["observed_by"], flow["progress_seq"])
+            contents = out.setdefault(identity, [])
+            if flow not in contents:
+                contents.append(flow)
+    return out
+
+
+def told_early(record: Record, among: dict[Record, Any]) -> bool:
+    """Return whether a one-sided record is one that a quiet partition told before its other half came."""
+    flow_id, record_type, observed_by, progress_seq = record
+    return observed_by != "BOTH" and (flow_id, record_type, "BOTH", progress_seq) in among
+
+
+@settings(max_examples=150, deadline=None)
+@given(logs(), st.integers(0, 8), st.integers(1, 8), st.data())
+def test_replay_of_any_span_equals_the_first_time(
+    messages: list[Message], first: int, length: int, data: st.DataObject
+) -> None:
+    """Each record of the span is the same; more there was the first time only where a quiet partition told early."""
+    edges = [halves.NOW_US + edge * WINDOW_MS * 1000 for edge in (first, first + length)]
+    span = Span(edges[0], edges[1], 0, 3 * WINDOW_MS, WINDOW_MS, START_MS + FOREVER_MS)
+    live, again = records(lived(messages, data), span), records(replayed(messages, span), span)
+    assert {record for record in live if record not in again and not told_early(record, live)} == set()
+    for record, contents in again.items():
+        for one in contents:
+            assert one in live[record]
