@@ -21,6 +21,7 @@ from enricher import errors as enricher_errors
 from enricher import metrics as enricher_metrics
 from enricher.settings import Settings as EnricherSettings
 from podwire.demo import errors as demo_errors
+from podwire.replay import errors as replay_errors
 from schemas import catalog, codec
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def exit_codes(module: ModuleType) -> str:
             (demo_errors.EXIT_NOT_SHOWN, "The Service's flows did not come out two-sided and resolved.")
         }
         found |= {(demo_errors.EXIT_INTERRUPTED, "Interrupted before everything ran.")}
+    if module is replay_errors:
+        found |= {(replay_errors.EXIT_INTERRUPTED, "Interrupted; what was written is incomplete.")}
     return table(("status", "cause"), ((str(code), text) for code, text in sorted(found)))
 
 
@@ -167,6 +170,7 @@ def reference() -> str:
         ("collector", collector_errors),
         ("enricher", enricher_errors),
         ("podwire demo", demo_errors),
+        ("podwire replay", replay_errors),
     ):
         parts += [f"### {name}", exit_codes(module), ""]
     parts += ["## Metrics", ""]

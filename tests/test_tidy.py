@@ -28,6 +28,7 @@ DOORS = {
         "podwire/cli.py",
         "podwire/topics.py",
         "podwire/demo/",
+        "podwire/replay/output.py",
     },
     "faust": {"enricher/app.py"},
     "kubernetes": {"collector/cluster/source.py"},

@@ -86,6 +86,68 @@ def test_static_pod_is_found_by_its_config_hash_on_its_node() -> None:
     assert (found.kind, found.pod and found.pod.name) == ("SOCKET", "pod-6")
 
 
+def test_static_pod_is_the_object_of_its_time() -> None:
+    """A static pod's object in the API may be made anew under the same hash: each event goes to its own."""
+    hash_ = "a0" + "0" * 29 + "1"
+    first = halves.pod_record(5, config_hash=hash_)
+    later = halves.pod_record(6, config_hash=hash_, valid_from_us=NOW_US + SECOND_US)
+    for pods in ((first, later), (later, first)):
+        known = resolver(history(*pods))
+        for event_us, name in (
+            (NOW_US, "pod-5"),
+            (NOW_US + SECOND_US, "pod-6"),
+            (NOW_US - 7200 * SECOND_US, "pod-5"),
+        ):
+            found = known.own(half(pod_uid=bytes.fromhex(hash_), event_unix_us=event_us))
+            assert found.pod is not None
+            assert found.pod.name == name
+
+
+def test_container_that_the_api_has_not_told_yet_is_correctable() -> None:
+    """The pod is sure at once; the container's name may follow, and then nothing more can come."""
+    record = halves.pod_record(1)
+    early = resolver(history(record | {"containers": []})).own(half())
+    assert (early.kind, early.provisional, early.correctable) == ("SOCKET", False, True)
+    assert not resolver(history(record)).own(half()).correctable
+    assert not resolver(history(record)).own(half(container_id=resolve.NO_CONTAINER)).correctable
+
+
+@pytest.mark.parametrize(
+    ("address", "later_us", "correctable"),
+    [
+        ("10.0.0.77", history_module.STATUS_LAG_US - 1, True),
+        ("10.0.0.77", history_module.STATUS_LAG_US, False),
+        ("192.168.7.1", 0, False),
+        ("127.0.0.1", 0, False),
+        ("172.16.0.1", 0, False),
+    ],
+    ids=["maybe a pod's", "settled", "node's own", "loopback", "outside the cluster"],
+)
+def test_process_outside_pods_is_correctable_while_its_address_may_be_a_pods(
+    address: str, later_us: int, correctable: bool
+) -> None:
+    """A process that entered a pod's network is its node's until the pod's address is known."""
+    known = history()
+    known.complete_until("pods", NOW_US + later_us)
+    found = resolver(known, ("10.0.0.0/8", "192.168.0.0/16")).own(
+        half(pod_uid=resolve.NO_POD, local_address=halves.ip(address))
+    )
+    assert (found.kind, found.correctable) == ("NODE", correctable)
+
+
+def test_address_is_a_pods_from_its_first_claim_on_only() -> None:
+    """What an address was outside the cluster stays so when a pod, or a node's pod range, gets it later."""
+    known = history(band(1, "10.77.0.1", 10, 11, None, None))
+    known.put_node(
+        "later", halves.node_record(pod_cidrs=["10.78.0.0/16"], valid_from_us=NOW_US + 10 * SECOND_US)
+    )
+    known.complete_until("pods", NOW_US + 100 * SECOND_US)
+    for address in ("10.77.0.1", "10.78.0.1"):
+        assert resolver(known).at(halves.ip(address), NOW_US).kind == "EXTERNAL"
+    found = resolver(known).at(halves.ip("10.78.0.1"), NOW_US + 10 * SECOND_US)
+    assert (found.kind, found.reason) == ("UNRESOLVED", "NO_OWNER_AT_TIME")
+
+
 def test_process_that_entered_a_pods_network_is_named_by_address() -> None:
     """A process of the node that talks from a pod's address, as with nsenter, is shown under that pod."""
     found = resolver(history(halves.pod_record(1, "10.0.0.1"))).own(half(pod_uid=resolve.NO_POD))
@@ -220,7 +282,7 @@ def test_service_is_found_by_each_kind_of_address(address: str, port: int, via: 
 
 
 def test_service_is_asked_as_of_the_event() -> None:
-    """A Service that was deleted before, or another port, is no answer."""
+    """Another port is no answer, nor a Service deleted longer ago than the nodes' proxies take to know."""
     known = history()
     assert known.service(halves.ip("10.96.0.10"), 81, NOW_US) is None
     assert known.service(halves.ip("8.8.8.8"), 30080, NOW_US) is None
