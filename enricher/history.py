@@ -8,7 +8,7 @@ and `resolve` (questions).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from enricher.networks import Prefixes, packed
@@ -38,6 +38,7 @@ class Pod:
     Attributes:
         identity: UID (static pods: config hash) as 16 bytes; empty when it isn't 32 hex digits.
         containers: by container id as 32 bytes.
+        former: (until when, the pod as it was), oldest first.
         Others: as in schemas/Pod.avsc.
     """
 
@@ -54,6 +55,11 @@ class Pod:
     labels: dict[str, str]
     containers: dict[bytes, Container]
     valid_from_us: int
+    former: tuple[tuple[int, Pod], ...] = ()
+
+    def as_of(self, time_us: int) -> Pod:
+        """Return the pod with the labels and the workload that it had at a time."""
+        return next((pod for until_us, pod in self.former if time_us < until_us), self)
 
 
 class Ownership(NamedTuple):
@@ -212,10 +218,11 @@ class History:
         One config hash may stand for several objects in the API, one after the other, that show the same pod: then
         for the last one made before the time, else for the first.
         """
-        found = self._by_identity.get(identity)
-        if found is not None:
-            return found
-        pods = self._by_config_hash.get((identity, node))
+        found = self._by_identity.get(identity) or self._static_pod(identity, node, time_us)
+        return found.as_of(time_us) if found and found.former else found
+
+    def _static_pod(self, config_hash: bytes, node: str, time_us: int) -> Pod | None:
+        pods = self._by_config_hash.get((config_hash, node))
         if pods is None:
             return None
         before = [pod for pod in pods if pod.valid_from_us <= time_us]
@@ -226,7 +233,7 @@ class History:
     def owners(self, address: bytes, time_us: int) -> list[Ownership]:
         """Return who may have owned an address at a time, in no order."""
         return [
-            owner
+            owner._replace(pod=owner.pod.as_of(time_us)) if owner.pod.former else owner
             for owner in self._owners.get(address, ())
             if owner.from_earliest_us <= time_us < owner.to_latest_us
         ]
@@ -275,7 +282,7 @@ class History:
 
 
 def _pod(record: dict[str, Any]) -> Pod:
-    return Pod(
+    present = Pod(
         identity=_sixteen(record["uid"]),
         config_hash=_sixteen(record["config_hash"] or ""),
         uid=record["uid"],
@@ -294,6 +301,16 @@ def _pod(record: dict[str, Any]) -> Pod:
         },
         valid_from_us=record["valid_from_us"],
     )
+    former = tuple(
+        (
+            one["until_us"],
+            replace(
+                present, labels=one["labels"], workload_kind=one["workload_kind"], workload=one["workload"]
+            ),
+        )
+        for one in record["former"]
+    )
+    return replace(present, former=former) if former else present
 
 
 def _sixteen(text: str) -> bytes:

@@ -171,6 +171,7 @@ def pod_record(number: int, address: str | None = None, **changes: Any) -> dict[
         "valid_to_us": None,
         "observed_unix_us": since,
         "resource_version": "1",
+        "former": [],
     } | changes
 
 

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from collector.cluster.records import Kind, PodTimes, Record, Seen
 
 CONTAINERS_FORMER_MAX = 10
+FORMER_MAX = 10
+FORMER_US = 60 * SECOND_US
+"""Flows show a change of labels this long after it was seen: by then all who make flows know of it, now and again."""
+_FORMER = ("labels", "workload_kind", "workload")
 _NOT_STATE = ("observed_unix_us", "resource_version")
 
 
@@ -62,6 +66,7 @@ def advance(previous: Record | None, seen: Seen, moment: Moment) -> Record:
     if seen.pod is not None:
         record["addresses"] = _bands(previous, seen.pod, record["valid_from_us"], moment)
         record["containers"] = _containers(previous, seen.record["containers"])
+        record["former"] = _former(previous, record, moment)
         if seen.pod.terminal:
             record["valid_to_us"] = _completed_us(previous, seen.pod, record["valid_from_us"], moment)
     return record
@@ -177,3 +182,15 @@ def _containers(previous: Record | None, present: list[Record]) -> list[Record]:
     ids = {one["container_id"] for one in present}
     former = [one for one in previous["containers"] if one["container_id"] not in ids] if previous else []
     return present + [one for one in former if one["container_id"]][:CONTAINERS_FORMER_MAX]
+
+
+def _former(previous: Record | None, record: Record, moment: Moment) -> list[Record]:
+    """Return what labels and workload were before the present ones, oldest first."""
+    if previous is None:
+        return []
+    former: list[Record] = previous["former"]
+    before = {name: previous[name] for name in _FORMER}
+    if any(record[name] != value for name, value in before.items()):
+        former = [*former, before | {"until_us": moment.observed_us + FORMER_US}]
+    kept_us = moment.observed_us - moment.retention_us
+    return [one for one in former if one["until_us"] > kept_us][-FORMER_MAX:]

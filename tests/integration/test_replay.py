@@ -74,6 +74,9 @@ class Past:
                 if gone_us is not None:
                     band |= {"to_earliest_us": gone_us - SECOND_US, "to_latest_us": gone_us}
             record |= {"valid_from_us": since_us, "valid_to_us": gone_us}
+            if gone_us is not None:
+                facts = {name: record[name] for name in ("labels", "workload_kind", "workload")}
+                record |= {"labels": {"app": "other"}, "former": [facts | {"until_us": gone_us}]}
             value = codec.encode("Pod", record, catalog.PODS.schema_id)
             self.bench.producer.produce(catalog.PODS.name, value, key=record["uid"])
         until_us = time.time_ns() // 1000 + 60 * SECOND_US

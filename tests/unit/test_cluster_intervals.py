@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -176,6 +177,32 @@ def test_former_containers_are_kept_and_bounded() -> None:
         record = after(record, at(60 + number), statuses=[container(number=number)])
     ids = [int(one["container_id"], 16) for one in record["containers"]]
     assert ids == list(range(29, 18, -1))
+
+
+def relabelled(previous: Record | None, moment: Moment, **labels: str) -> Record:
+    """Return the record after the sample pod was seen with these labels."""
+    one = seen("pods", pod(), CLUSTER)
+    return intervals.advance(previous, replace(one, record=one.record | {"labels": labels}), moment)
+
+
+def test_former_labels_hold_for_a_minute_more_and_are_kept_as_long_as_bands() -> None:
+    """Whoever makes flows has a minute to hear of a change; a replay finds what held before."""
+    first = relabelled(None, at(60), app="a")
+    assert first["former"] == []
+    second = relabelled(first, at(100), app="b")
+    (former,) = second["former"]
+    assert (former["labels"], former["until_us"]) == ({"app": "a"}, CREATED_US + 160 * SECOND_US)
+    assert former["workload"] == first["workload"]
+    assert relabelled(second, at(3759), app="b")["former"] == [former]
+    assert relabelled(second, at(3760), app="b")["former"] == []
+
+
+def test_former_labels_are_bounded() -> None:
+    """A pod that is labelled again and again keeps the last ten changes."""
+    record = relabelled(None, at(60), app="0")
+    for number in range(1, 15):
+        record = relabelled(record, at(60 + number), app=str(number))
+    assert [one["labels"]["app"] for one in record["former"]] == [str(number) for number in range(4, 14)]
 
 
 @pytest.mark.parametrize("kind", ["services", "nodes"])

@@ -57,7 +57,7 @@ def test_pod_record_keeps_allowed_labels_only() -> None:
 def test_pod_record_encodes_and_says_who_and_where() -> None:
     """The record has every field of the schema that does not depend on history."""
     record = seen_pod(spec={"hostNetwork": True}).record
-    rest = {"addresses": [], "valid_from_us": 1, "valid_to_us": None, "observed_unix_us": 2}
+    rest = {"addresses": [], "valid_from_us": 1, "valid_to_us": None, "observed_unix_us": 2, "former": []}
     assert codec.decode("Pod", codec.encode("Pod", record | rest, 3)) == record | rest
     assert (record["node"], record["service_account"], record["host_network"]) == ("node-1", "api", True)
     assert (record["workload_kind"], record["workload"], record["phase"]) == ("Deployment", "api", "Running")

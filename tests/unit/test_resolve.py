@@ -103,6 +103,21 @@ def test_static_pod_is_the_object_of_its_time() -> None:
             assert found.pod.name == name
 
 
+def test_labels_and_workload_are_those_of_the_time() -> None:
+    """A pod that was labelled anew shows what it was before for earlier events, by its cgroup and by its address."""
+    before = [
+        {"until_us": NOW_US - 1, "labels": {"app": "a"}, "workload_kind": None, "workload": None},
+        {"until_us": NOW_US + 1, "labels": {"app": "b"}, "workload_kind": "Job", "workload": "b"},
+    ]
+    known = history(halves.pod_record(1, "10.0.0.1") | {"former": before})
+    for event_us, app, workload in ((-2, "a", None), (0, "b", "b"), (1, "app-1", "app-1")):
+        own = resolver(known).own(half(event_unix_us=NOW_US + event_us))
+        by_address = resolver(known).at(halves.ip("10.0.0.1"), NOW_US + event_us)
+        for found in (own, by_address):
+            assert found.pod is not None
+            assert (found.pod.labels, found.pod.workload) == ({"app": app}, workload)
+
+
 def test_container_that_the_api_has_not_told_yet_is_correctable() -> None:
     """The pod is sure at once; the container's name may follow, and then nothing more can come."""
     record = halves.pod_record(1)
