@@ -60,7 +60,8 @@ def story(told: list[Step]) -> list[tuple[Moment, PodTimes | None, Record]]:
         moment = Moment(now_us, now_us - step.known_before_us, LAG_US, RETENTION_US)
         if step.times is not None:
             fields = {"cluster": "c", "uid": "u", "name": "p", "namespace": "n", "phase": "Running"}
-            rest = {"resource_version": "", "host_network": False, "labels": {}, "containers": []}
+            rest: Record = {"resource_version": "", "host_network": False, "labels": {}, "containers": []}
+            rest |= {"workload_kind": None, "workload": None}
             record = intervals.advance(record, Seen("pods", "u", BASE_US, fields | rest, step.times), moment)
         elif record is not None:
             record = intervals.close("pods", record, moment)
