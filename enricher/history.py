@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 FOREVER_US = 1 << 62
-STATUS_LAG_US = 10_000_000
 SERVICE_GRACE_US = 10_000_000
 """A deleted Service's address works until every node's proxy knows; and whoever asks may not know either yet."""
 _HEX_32 = re.compile(r"[0-9a-f]{32}")
@@ -114,13 +113,11 @@ class History:
     Attributes:
         version: grows with every change, so that a caller knows when asking again may help.
         pods_complete_until_us: the pods topic is complete up to here; None before the first watermark.
-        pods_settled_until_us: what nodes did to pods up to here is known: the same, less the lag of pod statuses.
     """
 
     def __init__(self) -> None:
         self.version = 0
         self.pods_complete_until_us: int | None = None
-        self.pods_settled_until_us: int | None = None
         self._pods: dict[str, Pod] = {}
         self._by_identity: dict[bytes, Pod] = {}
         self._by_config_hash: dict[tuple[bytes, str | None], list[Pod]] = {}
@@ -140,12 +137,7 @@ class History:
         """Take a watermark that holds for what was put in so far; only the pods' one is used."""
         if kind == "pods":
             self.pods_complete_until_us = until_us
-            self.pods_settled_until_us = until_us - STATUS_LAG_US
             self.version += 1
-
-    def is_settled(self, time_us: int) -> bool:
-        """Return whether all that may have happened to pods up to a time is known."""
-        return self.pods_settled_until_us is not None and self.pods_settled_until_us >= time_us
 
     def put_pod(self, uid: str, record: dict[str, Any] | None) -> None:
         """Take a Pod record; None is its tombstone."""

@@ -126,12 +126,12 @@ class Share:
     def run(self, partitions: int) -> None:
         """Read metadata to its end, then each partition's span, and return when all is delivered."""
         number, of = map(int, self._settings.share.split("/"))
-        self._refuse_what_is_gone(partitions)
         self._read_metadata()
         spans = {
             partition: self._reader.span(partition, self._span.first_ms, self._span.last_ms)
             for partition in replay.share(partitions, number, of)
         }
+        self._refuse_what_is_gone(partitions)  # after, so that what retention takes from here on shows as a gap
         self._messages_all = sum(end - first for first, end in spans.values())
         for partition, (first, end) in spans.items():
             self._replay(partition, first, end)
@@ -161,7 +161,7 @@ class Share:
                 self._patience.wait("metadata to its end")
             self._take(reader)
             deadline = time.monotonic() + self._settings.metadata_wait_ms / 1000
-            while not self._history.is_settled(self._span.to_us) and time.monotonic() < deadline:
+            while (self._history.pods_complete_until_us or 0) < self._span.to_us and time.monotonic() < deadline:
                 time.sleep(RETRY_SECONDS)
                 self._take(reader)
         finally:

@@ -120,11 +120,7 @@ class Resolver:
         if data[OWNER_AT] in _OWNERS_KNOWN:
             # A process that entered a pod's network from outside, as with nsenter, talks from the pod's address.
             owners = self._history.owners(data[LOCAL], half.event_unix_us)
-            if owners:
-                return _among(owners, half.event_unix_us)
-            return resolution(
-                "NODE", node=node, correctable=self._may_be_a_pods(data[LOCAL], half.event_unix_us)
-            )
+            return _among(owners, half.event_unix_us) if owners else resolution("NODE", node=node)
         found = self.at(data[LOCAL], half.event_unix_us)
         if found.kind in {"EXTERNAL", "UNRESOLVED"}:
             reason = found.reason or "NO_OWNER_AT_TIME"
@@ -144,16 +140,6 @@ class Resolver:
         """
         found = self.at(address, time_us)
         return _BY_ITS_HALF_ALONE.get(found, found) if answered else found
-
-    def _may_be_a_pods(self, address: bytes, time_us: int) -> bool:
-        """Return whether an address that no pod is known to have had at a time may yet turn out to be a pod's."""
-        known = self._history
-        return not (
-            known.is_settled(time_us)
-            or known.node(address, time_us) is not None
-            or scope(address) in {"LOOPBACK", "LINK_LOCAL"}
-            or self._networks.in_cluster(address) is False
-        )
 
     def _by_identity(self, identity: bytes, container_id: bytes, node: str, time_us: int) -> Resolution:
         pod = self._history.pod(identity, node, time_us)

@@ -129,7 +129,10 @@ class ReplaySettings(Settings):
         3_600_000, ge=0, description="milliseconds after it happened that a half may have come"
     )
     now_ms: int = Field(ge=0, description="Unix time in ms, the same for all processes of a replay")
-    topic: str = Field(min_length=1, description="topic for the records")
+    topic: str = Field(
+        pattern=r"^podwire\.flows\.replay\.[a-zA-Z0-9_-]+\.v1$",
+        description="topic for the records; never one that a worker writes to",
+    )
     share: str = Field(
         "1/1",
         pattern=r"^[1-9][0-9]*/[1-9][0-9]*$",

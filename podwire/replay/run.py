@@ -59,10 +59,12 @@ def run(options: Options) -> int:
             name=options.name,
             now_ms=time.time_ns() // 1_000_000,
         )
-        return _replay(asked, options)
+        _refuse_own(asked, options.enricher)
     except ValueError as error:
         sys.stderr.write(f"podwire replay: {error}\n")
         return 2
+    try:
+        return _replay(asked, options)
     except errors.ReplayError as error:
         sys.stderr.write(f"podwire replay: {error}\n")
         return error.exit_code
@@ -71,13 +73,35 @@ def run(options: Options) -> int:
         return errors.EXIT_INTERRUPTED
 
 
+def _own(asked: Plan, share: str) -> dict[str, str]:
+    """Return the options of the enricher that the command sets."""
+    return {
+        "--from-us": str(asked.from_ms * 1000),
+        "--to-us": str(asked.to_ms * 1000),
+        "--early-ms": str(asked.early_ms),
+        "--late-ms": str(asked.late_ms),
+        "--now-ms": str(asked.now_ms),
+        "--topic": asked.topic,
+        "--share": share,
+    }
+
+
+def _refuse_own(asked: Plan, given: Sequence[str]) -> None:
+    """ValueError where the options that go to the enricher hold one that the command sets."""
+    for option in _own(asked, ""):
+        if any(word == option or word.startswith(f"{option}=") for word in given):
+            raise ValueError(f"{option} is not yours to give; `podwire replay --help` lists what is")
+
+
 def _replay(asked: Plan, options: Options) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     began = time.monotonic()
     partitions = output.prepare(options.bootstrap, asked, append=options.append)
     count = min(options.workers or os.cpu_count() or 1, partitions)
-    workers = [Worker(asked, options, f"{number}/{count}") for number in range(1, count + 1)]
+    workers: list[Worker] = []
     try:
+        for number in range(1, count + 1):
+            workers.append(Worker(asked, options, f"{number}/{count}"))  # noqa: PERF401 (what was started is stopped)
         _follow(workers)
     finally:
         for worker in workers:
@@ -100,7 +124,8 @@ def _follow(workers: list[Worker]) -> None:
         now = time.monotonic()
         if now - said >= SAY_SECONDS:
             said = now
-            print(_progress(workers, now - began), flush=True)
+            sys.stderr.write(_progress(workers, now - began) + "\n")
+            sys.stderr.flush()
         running[0].wait(POLL_SECONDS)
 
 
@@ -176,23 +201,14 @@ class Worker:
     """
 
     def __init__(self, asked: Plan, options: Options, share: str) -> None:
-        arguments = {
-            "from-us": asked.from_ms * 1000,
-            "to-us": asked.to_ms * 1000,
-            "early-ms": asked.early_ms,
-            "late-ms": asked.late_ms,
-            "now-ms": asked.now_ms,
-            "topic": asked.topic,
-            "share": share,
-            "bootstrap": options.bootstrap,
-        }
-        flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+        own = _own(asked, share) | {"--bootstrap": options.bootstrap}
+        flags = [word for option in own.items() for word in option]
         self.report: dict[str, Any] | None = None
         self._share = share
         self._fatal = ""
         self._said: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "enricher", "replay", *flags, *options.enricher],
+            [sys.executable, "-m", "enricher", "replay", *options.enricher, *flags],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -9,7 +9,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from podwire import topics
@@ -19,7 +19,10 @@ from podwire.flows import FlowReader
 from schemas import catalog, codec
 from schemas.registry import CatalogIds
 from tests import halves
+from tests.integration.test_enricher_corrections import SETTINGS as CORRECTED
+from tests.integration.test_enricher_corrections import live as pending
 from tests.integration.test_enricher_worker import DEADLINE_SECONDS, PARTITIONS, WINDOW_MS, Bench
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,12 +94,15 @@ class Past:
         at = time.gmtime((self.base_us + int(second * SECOND_US)) // SECOND_US)
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", at)
 
-    def replay(self, first: float, end: float, *options: str) -> list[dict[str, Any]]:
-        """Replay these seconds with another number of processes than the first time; return the records."""
+    def replay(self, first: float, end: float, workers: int = 3) -> list[dict[str, Any]]:
+        """Replay these seconds and return the records; no topic of the live system may have changed."""
+        before = ends(self.bench.bootstrap)
         name = f"test-{uuid.uuid4()}"
         arguments = ["--from", self.iso(first), "--to", self.iso(end), "--name", name, "--late", "1d"]
         arguments += ["--bootstrap", self.bench.bootstrap, "--cluster", halves.CLUSTER]
-        assert main(["replay", *arguments, "--window-ms", str(WINDOW_MS), "--workers", "3", *options]) == 0
+        arguments += ["--window-ms", str(WINDOW_MS), "--workers", str(workers)]
+        assert main(["replay", *arguments]) == 0
+        assert ends(self.bench.bootstrap) == before
         return records(self.bench.bootstrap, f"podwire.flows.replay.{name}.v1")
 
 
@@ -109,6 +115,24 @@ def records(bootstrap: str, topic: str) -> list[dict[str, Any]]:
         return list(reader.span(first, {partition: high for partition, (_, high) in bounds.items()}))
     finally:
         reader.close()
+
+
+def ends(bootstrap: str) -> dict[tuple[str, int], int]:
+    """Return the end offset of each partition of the topics that collectors, watcher and workers write."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "test-ends"})
+    try:
+        present = consumer.list_topics(timeout=10).topics
+        partitions = [
+            TopicPartition(topic.name, one)
+            for topic in catalog.TOPICS
+            for one in present[topic.name].partitions
+        ]
+        return {
+            (one.topic, one.partition): consumer.get_watermark_offsets(one, timeout=10)[1]
+            for one in partitions
+        }
+    finally:
+        consumer.close()
 
 
 @pytest.fixture
@@ -159,11 +183,42 @@ def test_replay_gives_the_same_records_after_the_pods_are_gone(past: Past) -> No
     first, end = 5, 20
     inside = range(past.base_us + first * SECOND_US, past.base_us + end * SECOND_US)
     live = latest([flow for flow in bench.flows if flow["event_unix_us"] in inside])
-    again = past.replay(first, end)
-    assert latest(again) == live
-    assert len(again) == len(live) == RECORDS_OF_EACH * (end - first)
+    for workers in (1, 3):
+        again = past.replay(first, end, workers)
+        assert latest(again) == live
+        assert len(again) == len(live) == RECORDS_OF_EACH * (end - first)
     assert {flow["server_resolution"] for flow in again} >= {"SOCKET", "IP_AT_TIME"}
     assert {flow["observed_by"] for flow in again} == {"BOTH", "CLIENT", "SERVER"}
+
+
+def test_replay_equals_what_was_corrected(past: Past) -> None:
+    """Two workers sent records unresolved and corrected them; later, pods gone, the replay has the corrected ones."""
+    bench = past.bench
+    count = 8
+    with bench.enricher("one", **CORRECTED), bench.enricher("two", **CORRECTED):
+        for number in range(count):
+            client, server = past.opened(number, number % PARTITIONS, number)
+            alone = past.opened(1000 + number, number % PARTITIONS, number)[number % 2]
+            bench.send([client, server, alone | {"type": "PROGRESS", "progress_seq": 1}], number % PARTITIONS)
+        bench.read_until(lambda: len(latest(bench.flows)) == 2 * count)
+        past.publish_metadata()
+        bench.read_until(lambda: len(revised(bench.flows)) == 2 * count)
+        until(lambda: pending(bench) == 0, said=bench.logs)
+    past.publish_metadata(gone_us=past.base_us + 3_000 * SECOND_US)
+
+    unresolved = [flow for flow in bench.flows if flow["revision"] == 0]
+    assert all("UNKNOWN_POD_UID" in (flow["client_reason"], flow["server_reason"]) for flow in unresolved)
+    for workers in (1, 2):
+        again = past.replay(0, count, workers)
+        assert latest(again) == latest(bench.flows)
+        assert {flow["revision"] for flow in again} == {0}
+    pairs = [flow for flow in again if flow["observed_by"] == "BOTH"]
+    assert {(flow["client_pod"], flow["server_pod"]) for flow in pairs} == {("pod-1", "pod-2")}
+
+
+def revised(flows: list[dict[str, Any]]) -> set[Identity]:
+    """Return the records that were corrected."""
+    return {identity(flow) for flow in flows if flow["revision"] == 1}
 
 
 def test_spans_that_touch_share_no_record_and_leave_none_out(past: Past) -> None:
@@ -249,8 +304,10 @@ def test_topic_that_holds_records_is_refused_unless_told(
         (["--from", "5m", "--to", "soon"], "--to 'soon'"),
         (["--from", "5m", "--to", "0s", "--late", "long"], "--late 'long'"),
         (["--from", "5m", "--to", "0s", "--name", "a/b"], "--name 'a/b'"),
+        (["--from", "5m", "--to", "0s", "--topic", catalog.FLOWS.name], "--topic is not yours"),
+        (["--from", "5m", "--to", "0s", "--share=1/2"], "--share is not yours"),
     ],
-    ids=["from after to", "future", "from", "to", "late", "name"],
+    ids=["from after to", "future", "from", "to", "late", "name", "topic", "share"],
 )
 def test_wrong_command_line_is_refused_before_kafka_is_asked(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]

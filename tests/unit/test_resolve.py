@@ -127,29 +127,6 @@ def test_container_that_the_api_has_not_told_yet_is_correctable() -> None:
     assert not resolver(history(record)).own(half(container_id=resolve.NO_CONTAINER)).correctable
 
 
-@pytest.mark.parametrize(
-    ("address", "later_us", "correctable"),
-    [
-        ("10.0.0.77", history_module.STATUS_LAG_US - 1, True),
-        ("10.0.0.77", history_module.STATUS_LAG_US, False),
-        ("192.168.7.1", 0, False),
-        ("127.0.0.1", 0, False),
-        ("172.16.0.1", 0, False),
-    ],
-    ids=["maybe a pod's", "settled", "node's own", "loopback", "outside the cluster"],
-)
-def test_process_outside_pods_is_correctable_while_its_address_may_be_a_pods(
-    address: str, later_us: int, correctable: bool
-) -> None:
-    """A process that entered a pod's network is its node's until the pod's address is known."""
-    known = history()
-    known.complete_until("pods", NOW_US + later_us)
-    found = resolver(known, ("10.0.0.0/8", "192.168.0.0/16")).own(
-        half(pod_uid=resolve.NO_POD, local_address=halves.ip(address))
-    )
-    assert (found.kind, found.correctable) == ("NODE", correctable)
-
-
 def test_address_is_a_pods_from_its_first_claim_on_only() -> None:
     """What an address was outside the cluster stays so when a pod, or a node's pod range, gets it later."""
     known = history(band(1, "10.77.0.1", 10, 11, None, None))
