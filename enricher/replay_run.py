@@ -131,7 +131,8 @@ class Share:
             partition: self._reader.span(partition, self._span.first_ms, self._span.last_ms)
             for partition in replay.share(partitions, number, of)
         }
-        self._refuse_what_is_gone(partitions)  # after, so that what retention takes from here on shows as a gap
+        # Asked after the offsets: what retention takes from here on shows as a gap.
+        self._refuse_what_is_gone(partitions)
         self._messages_all = sum(end - first for first, end in spans.values())
         for partition, (first, end) in spans.items():
             self._replay(partition, first, end)
@@ -161,11 +162,15 @@ class Share:
                 self._patience.wait("metadata to its end")
             self._take(reader)
             deadline = time.monotonic() + self._settings.metadata_wait_ms / 1000
-            while (self._history.pods_complete_until_us or 0) < self._span.to_us and time.monotonic() < deadline:
+            while not self._knows_the_span() and time.monotonic() < deadline:
                 time.sleep(RETRY_SECONDS)
                 self._take(reader)
         finally:
             reader.stop()
+
+    def _knows_the_span(self) -> bool:
+        until_us = self._history.pods_complete_until_us
+        return until_us is not None and until_us >= self._span.to_us
 
     def _take(self, reader: metadata.MetadataReader) -> bool:
         changes = reader.drain()
