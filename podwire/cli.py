@@ -63,6 +63,7 @@ def _observe(options: argparse.Namespace) -> int:
     try:
         return observe.run(
             bootstrap=options.bootstrap,
+            topic=options.topic,
             registry_url=options.registry_url,
             wanted=wanted,
             output=options.output,
@@ -150,6 +151,11 @@ def _observe_options(observe: argparse.ArgumentParser) -> None:
     )
     observe.add_argument(
         "--type", action="append", default=[], choices=("OPEN", "EXISTING", "CLOSE", "FAILED", "PROGRESS")
+    )
+    observe.add_argument(
+        "--topic",
+        default=catalog.FLOWS.name,
+        help="with flow records, such as one of a replay (default: %(default)s)",
     )
     observe.add_argument(
         "--registry-url",

@@ -197,6 +197,7 @@ FORMATS: dict[str, Callable[..., str]] = {"compact": compact, "wide": wide, "jso
 def run(
     *,
     bootstrap: str,
+    topic: str,
     registry_url: str | None,
     wanted: Filter,
     output: str,
@@ -208,7 +209,7 @@ def run(
     line = FORMATS[output]
     colour = sys.stdout.isatty() and output != "json"
     stop = _Stop()
-    reader = FlowReader(bootstrap, registry.connect(registry_url or "", _unreachable))
+    reader = FlowReader(bootstrap, registry.connect(registry_url or "", _unreachable), topic)
     try:
         end = {partition: high for partition, (_, high) in reader.bounds().items()}
         if since_text is not None:
@@ -233,7 +234,7 @@ def run(
         return 0
     except KafkaException as error:
         sys.stderr.write(
-            f"podwire observe: {error.args[0].str()}. Is Kafka at {bootstrap}, with its topics?\n"
+            f"podwire observe: {error.args[0].str()}. Is Kafka at {bootstrap}, with topic {topic}?\n"
         )
         return 1
     finally:

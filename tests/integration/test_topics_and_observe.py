@@ -7,9 +7,11 @@ import re
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from podwire import topics
 from podwire.cli import main
@@ -27,12 +29,12 @@ CLUSTER = "observe-test"
 BASE_UNIX_US = (int(time.time()) - 100) * 1_000_000  # now, so that retention leaves the flows alone
 
 
-def put(bootstrap: str, flows: list[dict[str, Any]]) -> None:
+def put(bootstrap: str, flows: list[dict[str, Any]], topic: str = catalog.FLOWS.name) -> None:
     """Publish flows as the enricher does: keyed, framed, with the event's time."""
     producer = Producer({"bootstrap.servers": bootstrap, "partitioner": "murmur2_random"})
     for one in flows:
         producer.produce(
-            catalog.FLOWS.name,
+            topic,
             codec.encode("Flow", one, catalog.FLOWS.schema_id),
             one["flow_id"].encode(),
             timestamp=one["event_unix_us"] // 1000,
@@ -115,6 +117,18 @@ def test_reader_follows_new_flows_and_counts_what_it_cannot_decode(bootstrap: st
     reader.close()
     assert seen == ["observe0-new"]
     assert reader.unreadable == 1
+
+
+def test_observe_shows_the_topic_that_it_is_given(bootstrap: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A replay's topic can be looked at like the live one; one that is not there is named."""
+    topic = f"podwire.flows.replay.{uuid4().hex}.v1"
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    assert main(["observe", "--bootstrap", bootstrap, "--topic", topic]) == 1
+    assert topic in capsys.readouterr().err
+    admin.create_topics([NewTopic(topic, 1)])[topic].result(30)
+    put(bootstrap, [flow(flow_id="observe0-again", cluster=CLUSTER, client_namespace=CLUSTER)], topic)
+    shown = observe(capsys, bootstrap, "--topic", topic)
+    assert [one["flow_id"] for one in shown] == ["observe0-again"]
 
 
 def test_observe_without_a_broker_says_where_it_looked(capsys: pytest.CaptureFixture[str]) -> None:
