@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from enricher.networks import Prefixes, packed
 
@@ -87,6 +87,9 @@ class Node:
     valid_to_us: int
 
 
+_Valid = TypeVar("_Valid", ServicePort, Node)
+
+
 @dataclass
 class _Claims:
     """What one metadata record put into the indexes, so that its successor can take it out."""
@@ -104,11 +107,14 @@ class History:
     Attributes:
         version: grows with every change, so that a caller knows when asking again may help.
         pods_complete_until_us: the pods topic is complete up to here; None before the first watermark.
+        pods_settled_until_us: what nodes did to pods up to here is known: the same, less the lag of pod statuses.
     """
 
     def __init__(self) -> None:
         self.version = 0
         self.pods_complete_until_us: int | None = None
+        self.pods_settled_until_us: int | None = None
+        self._complete_until_us: dict[str, int] = {}
         self._pods: dict[str, Pod] = {}
         self._by_identity: dict[bytes, Pod] = {}
         self._by_config_hash: dict[tuple[bytes, str | None], Pod] = {}
@@ -124,11 +130,22 @@ class History:
         """Number of pods known, the ended ones included."""
         return len(self._pods)
 
-    def complete_until(self, kind: str, until_us: int) -> None:
-        """Take a watermark that holds for what was put in so far; only the pods' one is used."""
+    def complete_until(self, kind: str, until_us: int, status_lag_us: int = 0) -> None:
+        """Take a watermark that holds for what was put in so far."""
+        self.version += 1
+        self._complete_until_us[kind] = until_us
         if kind == "pods":
             self.pods_complete_until_us = until_us
-            self.version += 1
+            self.pods_settled_until_us = until_us - status_lag_us
+
+    def is_complete(self, kind: str, time_us: int) -> bool:
+        """Return whether a kind is known up to a time; one that nobody watches never says so, and holds nothing up."""
+        until_us = self._complete_until_us.get(kind)
+        return until_us is None or until_us >= time_us
+
+    def is_settled(self, time_us: int) -> bool:
+        """Return whether all that may have happened to pods up to a time is known."""
+        return self.pods_settled_until_us is not None and self.pods_settled_until_us >= time_us
 
     def put_pod(self, uid: str, record: dict[str, Any] | None) -> None:
         """Take a Pod record; None is its tombstone."""
@@ -212,9 +229,8 @@ class History:
 
     def node(self, address: bytes, time_us: int) -> str | None:
         """Return the name of the node that had an address at a time."""
-        return next(
-            (n.name for n in self._nodes.get(address, ()) if n.valid_from_us <= time_us < n.valid_to_us), None
-        )
+        found = _valid(self._nodes.get(address, ()), time_us)
+        return found.name if found else None
 
     def service(self, address: bytes, port: int, time_us: int) -> ServicePort | None:
         """Return the Service port that an address and port belonged to at a time.
@@ -288,11 +304,10 @@ def _or_forever(time_us: int | None) -> int:
     return FOREVER_US if time_us is None else time_us
 
 
-def _valid(services: Iterable[ServicePort], time_us: int) -> ServicePort | None:
-    for service in services:
-        if service.valid_from_us <= time_us < service.valid_to_us:
-            return service
-    return None
+def _valid(objects: Iterable[_Valid], time_us: int) -> _Valid | None:
+    """Return what was valid at a time; of several the youngest, for an address is free again before the API says so."""
+    there = [one for one in objects if one.valid_from_us <= time_us < one.valid_to_us]
+    return max(there, key=lambda one: one.valid_from_us, default=None)
 
 
 def _remove(index: dict[Any, list[Any]], key: Any, value: Any) -> None:

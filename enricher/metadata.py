@@ -31,12 +31,13 @@ log = structlog.get_logger()
 
 
 class Change(NamedTuple):
-    """A record of a kind under its UID (None: tombstone), or a watermark that holds now (`until_us`)."""
+    """A record of a kind under its UID (None: tombstone), or a watermark that holds now (`until_us`, `status_lag_us`)."""
 
     kind: str
     uid: str
     record: dict[str, Any] | None
     until_us: int | None = None
+    status_lag_us: int = 0
 
 
 def apply(history: History, changes: list[Change]) -> None:
@@ -44,7 +45,7 @@ def apply(history: History, changes: list[Change]) -> None:
     puts = {"pods": history.put_pod, "services": history.put_service, "nodes": history.put_node}
     for change in changes:
         if change.until_us is not None:
-            history.complete_until(change.kind, change.until_us)
+            history.complete_until(change.kind, change.until_us, change.status_lag_us)
         else:
             puts[change.kind](change.uid, change.record)
 
@@ -85,7 +86,8 @@ class Unpacker:
         for kind, watermark in list(self._held.items()):
             if self._position.get(watermark["topic"], 0) >= watermark["end_offset"]:
                 del self._held[kind]
-                yield Change(kind, "", None, watermark["complete_until_us"])
+                lag_us = watermark["status_lag_us"] or 0
+                yield Change(kind, "", None, watermark["complete_until_us"], lag_us)
 
     def _change(self, topic: str, message: Message) -> Iterator[Change]:
         key, value = (message.key() or b"").decode("utf-8", "replace"), message.value()

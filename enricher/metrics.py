@@ -38,6 +38,10 @@ COUNTERS: dict[str, tuple[str, Callable[[Counts], int]]] = {
     "raw_events": ("halves cut from raw messages", lambda counts: counts.pairs.halves),
     "pairs": ("records made of both halves", lambda counts: counts.pairs.paired),
     "one_sided": ("records made of one half", lambda counts: counts.pairs.one_sided),
+    "key_collisions": (
+        "one-sided records of halves whose key was another connection's within the window",
+        lambda counts: counts.pairs.collisions,
+    ),
     "pairs_after_one_sided": (
         "pairs one half of which had gone out one-sided on a quiet partition",
         lambda counts: counts.pairs.told_then_paired,

@@ -3,6 +3,10 @@
 Pure and deterministic: the same messages of a partition in the same order give the same outputs, whatever
 the wall clock says. Owns the halves that wait for their other half. Never resolves, never encodes. Called by
 `engine`, one `Pairing` per partition.
+
+Client's and server's half of one key are a pair, whatever their addresses and times: NAT may rewrite all of the
+first, clocks the second. A half of the same side and the same socket is a repeat; of another socket, it shows that
+two connections share a key (their 64 bits collide), so it goes out alone, counted, and never as a repeat.
 """
 
 from __future__ import annotations
@@ -39,7 +43,10 @@ class Pair(NamedTuple):
 
 @dataclass
 class PairCounts:
-    """What happened to halves: `halves` + `told_then_paired` = 2 x `paired` + `one_sided` + repeats + waiting."""
+    """What happened to halves: `halves` + `told_then_paired` = 2 x `paired` + `one_sided` + repeats + waiting.
+
+    `collisions` are those among `one_sided` whose key was another connection's.
+    """
 
     halves: int = 0
     paired: int = 0
@@ -47,6 +54,7 @@ class PairCounts:
     told_then_paired: int = 0
     repeats_waiting: int = 0
     repeats_paired: int = 0
+    collisions: int = 0
 
 
 class _Bucket(NamedTuple):
@@ -69,7 +77,7 @@ class Pairing:
         self._told: set[bytes] = set()
         self._untold_order: deque[_Bucket] = deque()
         self._waiting_order: deque[_Bucket] = deque()
-        self._paired: dict[bytes, int] = {}
+        self._paired: dict[bytes, tuple[int, int]] = {}  # the sockets of client and server
         self._paired_order: deque[_Bucket] = deque()
 
     @property
@@ -101,24 +109,32 @@ class Pairing:
                 outputs.append(alone(half))
                 continue
             key = data[:8] + kind
-            if key in self._paired:
-                counts.repeats_paired += 1
+            is_client = data[ROLE_AT] == CLIENT
+            sockets = self._paired.get(key)
+            if sockets is not None:
+                if sockets[not is_client] == half.socket:
+                    counts.repeats_paired += 1
+                else:
+                    outputs.append(self._collided(half))
                 continue
             other = waiting.get(key)
             if other is None:
                 waiting[key] = half
                 new_waiting.append(key)
-            elif other.data[ROLE_AT] == data[ROLE_AT]:
-                counts.repeats_waiting += 1
-            else:
+            elif other.data[ROLE_AT] != data[ROLE_AT]:
                 del waiting[key]
-                self._paired[key] = now_ms
+                pair = Pair(half, other) if is_client else Pair(other, half)
+                self._paired[key] = (half.socket, other.socket) if is_client else (other.socket, half.socket)
                 new_paired.append(key)
                 counts.paired += 1
                 if key in self._told:
                     self._told.discard(key)
                     counts.told_then_paired += 1
-                outputs.append(Pair(half, other) if data[ROLE_AT] == CLIENT else Pair(other, half))
+                outputs.append(pair)
+            elif other.socket == half.socket:
+                counts.repeats_waiting += 1
+            else:
+                outputs.append(self._collided(half))
         if new_waiting:
             bucket = _Bucket(now_ms, new_waiting)
             self._waiting_order.append(bucket)
@@ -142,6 +158,11 @@ class Pairing:
                     self.counts.one_sided += 1
                     outputs.append(alone(half))
         return outputs
+
+    def _collided(self, half: Half) -> Pair:
+        self.counts.one_sided += 1
+        self.counts.collisions += 1
+        return alone(half)
 
     def _close(self, now_ms: int) -> list[Pair]:
         """Forget what is older than the window and return the halves among it that nobody was told of."""

@@ -40,7 +40,8 @@ def topics(draw: st.DrawFn, *, repeats: bool) -> list[Message]:
 def half(event: Event) -> Half:
     """Return a half that has only what pairing looks at."""
     key, type_, role = event
-    return Half(HEADER, 0, key.to_bytes(8, "little") + bytes((type_, role)), 0, 0, 0)
+    data = key.to_bytes(8, "little") + bytes((type_, role))
+    return Half(HEADER, 0, data, 0, 0, 0, 0, 0)
 
 
 def told(pairs: list[Pair]) -> list[tuple[Event | None, Event | None]]:
