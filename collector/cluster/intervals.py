@@ -114,10 +114,11 @@ def _bands(previous: Record | None, pod: PodTimes, valid_from_us: int, moment: M
         else _gone(band, pod, _held(band, moment), moment)
         for band in before
     ]
-    held = {band["address"] for band in bands if not _is_ended(band)}
-    known = {band["address"] for band in bands}
+    told = {band["address"] for band in before if not _is_ended(band)}
+    if pod.terminal and previous and previous["valid_to_us"] is not None:
+        told |= {band["address"] for band in before}
     for address in pod.addresses:
-        if address in held or (pod.terminal and address in known):
+        if address in told:
             continue
         since_us = _or(pod.started_us, valid_from_us)
         if before:

@@ -149,7 +149,7 @@ def _pod(item: Any, meta: Any, labels: Collection[str]) -> tuple[Record, PodTime
             _addresses([status.get("podIP"), *(one.get("ip") for one in status.get("podIPs") or ())])
         ),
         started_us=unix_us(status.get("startTime")),
-        container_started_us=_container_started_us(status),
+        container_started_us=_container_started_us(status, terminal=terminal),
         terminating_us=_terminating_us(meta),
         finished_us=_finished_us(status) if terminal else None,
         terminal=terminal,
@@ -176,14 +176,14 @@ def _times(status: Any, state: str, name: str) -> list[int | None]:
     return [unix_us(one.get(name)) for one in states if one]
 
 
-def _container_started_us(status: Any) -> int | None:
-    """Return the first start among running containers, else the last one among those that have ended.
+def _container_started_us(status: Any, *, terminal: bool) -> int | None:
+    """Return the first start among running containers, of a completed pod the last one among all.
 
-    A container that ended may have run in an earlier sandbox, with another address; the last to start did not.
+    A container that has ended may have run in an earlier sandbox, with another address.
     """
-    running = [at for at in _times(status, "running", "startedAt") if at is not None]
-    ended = [at for at in _times(status, "terminated", "startedAt") if at is not None]
-    return min(running) if running else max(ended, default=None)
+    if terminal:
+        return max((at for at in _times(status, "terminated", "startedAt") if at is not None), default=None)
+    return min((at for at in _times(status, "running", "startedAt") if at is not None), default=None)
 
 
 def _finished_us(status: Any) -> int | None:

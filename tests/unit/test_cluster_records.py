@@ -143,7 +143,7 @@ def _span(start: str | None, end: str | None) -> dict[str, str | None]:
     [
         ([{"running": _span("08:00:20", None)}, {"running": _span("08:00:10", None)}], 10),
         ([{"terminated": _span("08:00:05", "08:00:06")}, {"running": _span("08:00:20", None)}], 20),
-        ([{"terminated": _span("08:00:05", "08:00:06")}, {"terminated": _span("08:00:09", "08:00:10")}], 9),
+        ([{"terminated": _span("08:00:05", "08:00:06")}, {"terminated": _span("08:00:09", "08:00:10")}], None),
         ([{"waiting": {"reason": "ContainerCreating"}}], None),
     ],
     ids=["running", "restarted_sandbox", "ended", "waiting"],
@@ -156,6 +156,15 @@ def test_container_that_may_be_of_an_earlier_sandbox_proves_no_address(
     assert times is not None
     expected = None if started_s is None else CREATED_US + started_s * SECOND_US
     assert times.container_started_us == expected
+
+
+def test_completed_pods_last_container_ran_in_its_last_sandbox() -> None:
+    """Nothing of a completed pod runs: what started last started with the address that is shown."""
+    states = [{"terminated": _span("08:00:05", "08:00:06")}, {"terminated": _span("08:00:09", "08:00:10")}]
+    statuses = [container(str(i), i, state) for i, state in enumerate(states)]
+    times = seen_pod(phase="Succeeded", statuses=statuses).pod
+    assert times is not None
+    assert times.container_started_us == CREATED_US + 9 * SECOND_US
 
 
 def test_pending_pod_is_kept_without_node_and_address() -> None:
