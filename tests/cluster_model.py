@@ -1,7 +1,8 @@
 """A model of a cluster: who truly had which address when, and what its API shows of that, and when.
 
 Knows nothing of Podwire's code. A node gives addresses out and takes them back; pods wait until one is free. The
-API hears of it by statuses, each up to `LAG_US` late, in whole seconds. Called by tests/property/test_identity_oracle.
+API hears of it by statuses, each up to `LAG_US` late, in whole seconds. A second sandbox has another address than the
+first. Called by tests/property/test_identity_oracle.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ class _Pod:
     name: str
     created_us: int
     statuses: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    had: set[str] = field(default_factory=set)
     sandboxes: int = 0
     requested_us: int = NEVER_US
     gone_us: int = NEVER_US
@@ -123,7 +125,11 @@ def build(plans: list[Plan], pools: tuple[tuple[str, ...], ...]) -> World:
         if pod.plan.host_network:
             _live(pod, asked_us, (NODE_ADDRESS,))
             continue
-        addresses = tuple(min(pool, key=lambda address: pool[address]) for pool in free_us)
+        addresses = tuple(
+            min((one for one in pool if one not in pod.had), key=lambda address: pool[address])
+            for pool in free_us
+        )
+        pod.had.update(addresses)
         has_us = max([asked_us, *(pool[address] for pool, address in zip(free_us, addresses, strict=True))])
         if has_us >= NEVER_US:
             continue  # it waits for ever

@@ -159,7 +159,7 @@ def _gone(band: Record, pod: PodTimes, held_us: int, moment: Moment) -> Record:
     """Return the ended band of an address that a pod no longer has, as it completed or changed its address."""
     if not pod.terminal:
         return _end(band, held_us, moment.observed_us)
-    if pod.finished_us is None:
+    if pod.finished_us is None or band["address"] not in pod.addresses:
         return _end(band, held_us, moment.observed_us + moment.status_lag_us)
     return _end(band, pod.finished_us, pod.finished_us + SECOND_US + moment.status_lag_us)
 

@@ -7,7 +7,10 @@ are worked out here a second time, from all observations of a pod at once; the c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from hypothesis import given, settings
@@ -23,7 +26,7 @@ from tests import cluster_model
 from tests.cluster_model import BASE_US, LAG_US, NEVER_US, NODE_ADDRESS, SECOND_US, Holding, Plan, Shown, World
 from tests.objects import CLUSTER
 
-POOLS = (("10.0.0.1", "10.0.0.2"), ("fd00::1",))
+POOLS = (("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2"))
 RETENTION_US = 1 << 50
 TICK_US = 4 * SECOND_US
 IDS = {kind: topic.schema_id for kind, topic in TOPICS.items()}
@@ -108,13 +111,17 @@ class Rig:
     def __post_init__(self) -> None:
         """Begin with nothing written."""
         self.resolver = Resolver(self.history, Networks({}, ("10.0.0.0/8", "fd00::/16", "192.168.0.0/16")))
-        self.questions = [
+        self._written: dict[str, bytes] = {}
+        self._flushed: tuple[dict[str, int], int] = ({}, 0)
+
+    @cached_property
+    def questions(self) -> list[tuple[str, int, Holding | None]]:
+        """Addresses and times that are worth a question, with their true owners."""
+        return [
             (address, time_us, self.world.owner(address, time_us))
             for address in (*POOLS[0], *POOLS[1])
             for time_us in moments(self.world, [])
         ]
-        self._written: dict[str, bytes] = {}
-        self._flushed: tuple[dict[str, int], int] = ({}, 0)
 
     def tell(self, uid: str, item: dict[str, Any] | None, at_us: int) -> None:
         """Hand one state to the watcher, as a watch does."""
@@ -263,7 +270,7 @@ def _claim(uid: str, address: str, told: list[Told], begin: int, after_us: int) 
     for one in told[begin:]:
         held_us = min(one.known_us, one.observed_us) - LAG_US
         ends = [state["finishedAt"] for state in _states(one.item, "terminated")]
-        if _is_terminal(one.item) and ends:
+        if _is_terminal(one.item) and ends and address in _addresses(one.item):
             finished_us = max(map(_unix_us, ends))
             edges = (finished_us, finished_us + SECOND_US + LAG_US)
         elif _is_terminal(one.item):
@@ -299,8 +306,6 @@ def _started_us(item: dict[str, Any]) -> int:
 
 
 def _unix_us(text: str | None) -> int:
-    from datetime import datetime
-
     return round(datetime.fromisoformat(text).timestamp()) * SECOND_US if text else 0
 
 
@@ -371,3 +376,52 @@ def test_no_answer_ever_names_the_wrong_pod(plans: list[Plan], delivery: Deliver
 def test_doubt_is_exactly_as_wide_as_documented(plans: list[Plan], delivery: Delivery) -> None:
     """In the end the sure owner is named outside the documented bands, and inside them the candidates are counted."""
     check_end(play(cluster_model.build(plans, POOLS), delivery, lambda rig: None))
+
+
+def test_ten_thousand_pods_on_eight_addresses_within_a_minute() -> None:
+    """In the storm each answer counts every pod that comes into question; before and after it the owner is named."""
+    quick = Plan(
+        wait_us=6_000,
+        start_us=0,
+        address_us=0,
+        container_us=5_000,
+        resandbox_us=None,
+        life_us=30_000,
+        end="completed",
+        stop_us=0,
+        teardown_us=2_000,
+        collected_us=NEVER_US,
+        tells_end=True,
+        host_network=False,
+        delays_us=(0,),
+    )
+    before = [replace(quick, wait_us=0, life_us=60 * SECOND_US)] * 8
+    after = [replace(quick, wait_us=30 * SECOND_US, end="stays"), *[replace(quick, wait_us=0, end="stays")] * 7]
+    start = replace(quick, wait_us=90 * SECOND_US)
+    pool = tuple(f"10.0.0.{number}" for number in range(1, 9))
+    world = cluster_model.build([*before, start, *[quick] * 10_000, *after], (pool,))
+    rig = Rig(world)
+    for one in world.log:
+        rig.tell(one.uid, one.item, one.at_us)
+    end_us = world.log[-1].at_us + 60 * SECOND_US
+    rig.complete(end_us)
+    rig.flush()
+    known = defaultdict(list)
+    for claim in (claim for uid, told in rig.told.items() for claim in claims(uid, told)):
+        known[claim.address].append(claim)
+    kinds = Counter[str]()
+    for address in pool:
+        truly = World([one for one in world.holdings if one.address == address])
+        for second in range((end_us - LAG_US - BASE_US) // SECOND_US):
+            time_us = BASE_US + second * SECOND_US + 500_000
+            found = rig.at(address, time_us)
+            kinds[found.kind] += 1
+            if found.kind == "IP_AMBIGUOUS":
+                assert found.candidates == sum(one.first_us <= time_us < one.last_us for one in known[address])
+                continue
+            truth = truly.owner(address, time_us)
+            assert (found.pod and found.pod.uid) == (truth and truth.uid)
+    in_storm = [one.from_us for one in world.holdings if one.uid not in {f"uid-{n}" for n in range(8)}]
+    assert in_storm[9_999] - in_storm[0] < 61 * SECOND_US
+    assert kinds["IP_AMBIGUOUS"] > 8 * 60
+    assert kinds["IP_AT_TIME"] > 8 * (50 + 30)

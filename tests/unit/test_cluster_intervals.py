@@ -149,6 +149,22 @@ def test_completed_pod_stays_as_it_ended() -> None:
     assert not intervals.differs(first, intervals.close("pods", first, at(300)))
 
 
+def test_address_that_came_back_unseen_before_the_end_is_not_forgotten() -> None:
+    """A pod lost its address, and when it's seen again it has it once more and is completed."""
+    state = {"terminated": {"startedAt": "2026-11-22T08:01:30Z", "finishedAt": "2026-11-22T08:01:40Z"}}
+    without = after(after(None, at(60)), at(80), ips=[])
+    ended = after(without, at(103, known=80), phase="Succeeded", statuses=[container(state=state)])
+    assert bands(ended) == [("10.1.0.5", 1, 5, 69, 80), ("10.1.0.5", 80, 103, 100, 111)]
+
+
+def test_completed_pods_end_says_nothing_of_an_address_that_it_had_before() -> None:
+    """Its last containers ran with another address; when that one came nobody saw."""
+    state = {"terminated": {"startedAt": "2026-11-22T08:01:30Z", "finishedAt": "2026-11-22T08:01:40Z"}}
+    ended = {"phase": "Succeeded", "statuses": [container(state=state)]}
+    record = after(after(None, at(60)), at(103, known=80), ip="10.1.0.9", **ended)
+    assert bands(record) == [("10.1.0.5", 1, 5, 70, 113), ("10.1.0.9", 70, 103, 100, 111)]
+
+
 def test_evicted_pod_ends_between_last_known_and_seen() -> None:
     """Without container statuses the end is known by observation only, and stays where it was put."""
     evicted = {"phase": "Failed", "statuses": []}
