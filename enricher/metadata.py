@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 
 class Change(NamedTuple):
-    """A record of a kind under its UID (None: tombstone), or a watermark that holds now (`until_us`, `status_lag_us`)."""
+    """A record of a kind under its UID (None: tombstone), or a watermark that holds now (`until_us` and its lag)."""
 
     kind: str
     uid: str

@@ -112,10 +112,7 @@ class Pairing:
             is_client = data[ROLE_AT] == CLIENT
             sockets = self._paired.get(key)
             if sockets is not None:
-                if sockets[not is_client] == half.socket:
-                    counts.repeats_paired += 1
-                else:
-                    outputs.append(self._collided(half))
+                outputs += self._paired_before(half, sockets[not is_client])
                 continue
             other = waiting.get(key)
             if other is None:
@@ -131,10 +128,8 @@ class Pairing:
                     self._told.discard(key)
                     counts.told_then_paired += 1
                 outputs.append(pair)
-            elif other.socket == half.socket:
-                counts.repeats_waiting += 1
             else:
-                outputs.append(self._collided(half))
+                outputs += self._waited_before(half, other.socket)
         if new_waiting:
             bucket = _Bucket(now_ms, new_waiting)
             self._waiting_order.append(bucket)
@@ -159,10 +154,22 @@ class Pairing:
                     outputs.append(alone(half))
         return outputs
 
-    def _collided(self, half: Half) -> Pair:
+    def _paired_before(self, half: Half, socket: int) -> tuple[Pair, ...]:
+        if half.socket != socket:
+            return self._collided(half)
+        self.counts.repeats_paired += 1
+        return ()
+
+    def _waited_before(self, half: Half, socket: int) -> tuple[Pair, ...]:
+        if half.socket != socket:
+            return self._collided(half)
+        self.counts.repeats_waiting += 1
+        return ()
+
+    def _collided(self, half: Half) -> tuple[Pair, ...]:
         self.counts.one_sided += 1
         self.counts.collisions += 1
-        return alone(half)
+        return (alone(half),)
 
     def _close(self, now_ms: int) -> list[Pair]:
         """Forget what is older than the window and return the halves among it that nobody was told of."""

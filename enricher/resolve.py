@@ -167,10 +167,8 @@ class Resolver:
         if node is not None and not owners:
             return resolution("NODE", node=node)
         where, inside = scope(address), self._networks.in_cluster(address)
-        if where == "LOOPBACK":
-            return LOOPBACK
-        if where == "LINK_LOCAL" or inside is False:
-            return EXTERNAL
+        if where in {"LOOPBACK", "LINK_LOCAL"} or inside is False:
+            return LOOPBACK if where == "LOOPBACK" else EXTERNAL
         until_us = known.pods_complete_until_us
         if until_us is None or until_us < time_us or not known.is_complete("nodes", time_us):
             return LATE

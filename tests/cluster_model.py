@@ -85,7 +85,9 @@ class World:
 
     def owner(self, address: str, time_us: int) -> Holding | None:
         """Return who truly had an address at a time: a look at every interval there is."""
-        found = [one for one in self.holdings if one.address == address and one.from_us <= time_us < one.to_us]
+        found = [
+            one for one in self.holdings if one.address == address and one.from_us <= time_us < one.to_us
+        ]
         assert len(found) <= 1
         return found[0] if found else None
 
@@ -171,8 +173,10 @@ def _live(pod: _Pod, has_us: int, addresses: tuple[str, ...]) -> tuple[int, bool
         pod.requested_us = ends_us
         ends_us += plan.stop_us
     released_us = ends_us + plan.teardown_us
-    pod.gone_us = min(released_us + plan.collected_us, NEVER_US) if plan.end != "deleted" else released_us + min(
-        plan.collected_us, 5 * SECOND_US
+    pod.gone_us = (
+        min(released_us + plan.collected_us, NEVER_US)
+        if plan.end != "deleted"
+        else released_us + min(plan.collected_us, 5 * SECOND_US)
     )
     if plan.end == "evicted":
         told.append((ends_us, base | {"phase": "Failed", "statuses": []}))

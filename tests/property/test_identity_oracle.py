@@ -23,7 +23,17 @@ from enricher.networks import Networks, packed
 from enricher.resolve import Resolution, Resolver
 from schemas import codec
 from tests import cluster_model
-from tests.cluster_model import BASE_US, LAG_US, NEVER_US, NODE_ADDRESS, SECOND_US, Holding, Plan, Shown, World
+from tests.cluster_model import (
+    BASE_US,
+    LAG_US,
+    NEVER_US,
+    NODE_ADDRESS,
+    SECOND_US,
+    Holding,
+    Plan,
+    Shown,
+    World,
+)
 from tests.objects import CLUSTER
 
 POOLS = (("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2"))
@@ -282,7 +292,14 @@ def _claim(uid: str, address: str, told: list[Told], begin: int, after_us: int) 
                 request_us = _unix_us(stamp) - cluster_model.GRACE_SECONDS * SECOND_US
             continue
         sure_to_us = max(edges[0], first_us)
-        return Claim(uid, address, first_us, max(first_us, sure_from_us), sure_to_us, max(edges[1], sure_to_us, sure_from_us))
+        return Claim(
+            uid,
+            address,
+            first_us,
+            max(first_us, sure_from_us),
+            sure_to_us,
+            max(edges[1], sure_to_us, sure_from_us),
+        )
     return Claim(uid, address, first_us, max(first_us, sure_from_us), request_us, NEVER_US)
 
 
@@ -350,7 +367,9 @@ def check_end(rig: Rig) -> None:
         for time_us in moments(rig.world, more):
             if time_us > rig.until_us - LAG_US:
                 continue
-            possible = [one for one in known if one.address == address and one.first_us <= time_us < one.last_us]
+            possible = [
+                one for one in known if one.address == address and one.first_us <= time_us < one.last_us
+            ]
             sure = [one.uid for one in possible if one.sure_from_us <= time_us < one.sure_to_us]
             found = rig.at(address, time_us)
             answer: tuple[Any, ...] = (found.kind, found.pod and found.pod.uid, found.candidates)
@@ -367,7 +386,7 @@ def check_end(rig: Rig) -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.lists(PLANS, min_size=1, max_size=6), DELIVERIES)
 def test_no_answer_ever_names_the_wrong_pod(plans: list[Plan], delivery: Delivery) -> None:
-    """At every moment, for every time that the watermark has passed: the true owner, or doubt, or nobody where nobody is."""
+    """For every time that the watermark has passed: the true owner, or doubt, or nobody rightly."""
     play(cluster_model.build(plans, POOLS), delivery, check_live)
 
 
@@ -396,7 +415,10 @@ def test_ten_thousand_pods_on_eight_addresses_within_a_minute() -> None:
         delays_us=(0,),
     )
     before = [replace(quick, wait_us=0, life_us=60 * SECOND_US)] * 8
-    after = [replace(quick, wait_us=30 * SECOND_US, end="stays"), *[replace(quick, wait_us=0, end="stays")] * 7]
+    after = [
+        replace(quick, wait_us=30 * SECOND_US, end="stays"),
+        *[replace(quick, wait_us=0, end="stays")] * 7,
+    ]
     start = replace(quick, wait_us=90 * SECOND_US)
     pool = tuple(f"10.0.0.{number}" for number in range(1, 9))
     world = cluster_model.build([*before, start, *[quick] * 10_000, *after], (pool,))
@@ -417,7 +439,9 @@ def test_ten_thousand_pods_on_eight_addresses_within_a_minute() -> None:
             found = rig.at(address, time_us)
             kinds[found.kind] += 1
             if found.kind == "IP_AMBIGUOUS":
-                assert found.candidates == sum(one.first_us <= time_us < one.last_us for one in known[address])
+                assert found.candidates == sum(
+                    one.first_us <= time_us < one.last_us for one in known[address]
+                )
                 continue
             truth = truly.owner(address, time_us)
             assert (found.pod and found.pod.uid) == (truth and truth.uid)

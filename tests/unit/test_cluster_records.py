@@ -143,7 +143,10 @@ def _span(start: str | None, end: str | None) -> dict[str, str | None]:
     [
         ([{"running": _span("08:00:20", None)}, {"running": _span("08:00:10", None)}], 10),
         ([{"terminated": _span("08:00:05", "08:00:06")}, {"running": _span("08:00:20", None)}], 20),
-        ([{"terminated": _span("08:00:05", "08:00:06")}, {"terminated": _span("08:00:09", "08:00:10")}], None),
+        (
+            [{"terminated": _span("08:00:05", "08:00:06")}, {"terminated": _span("08:00:09", "08:00:10")}],
+            None,
+        ),
         ([{"waiting": {"reason": "ContainerCreating"}}], None),
     ],
     ids=["running", "restarted_sandbox", "ended", "waiting"],
