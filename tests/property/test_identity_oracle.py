@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from collector.cluster.records import seen
@@ -40,6 +40,23 @@ POOLS = (("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2"))
 RETENTION_US = 1 << 50
 TICK_US = 4 * SECOND_US
 IDS = {kind: topic.schema_id for kind, topic in TOPICS.items()}
+
+
+QUICK = Plan(
+    wait_us=6_000,
+    start_us=0,
+    address_us=0,
+    container_us=5_000,
+    resandbox_us=None,
+    life_us=30_000,
+    end="completed",
+    stop_us=0,
+    teardown_us=2_000,
+    collected_us=NEVER_US,
+    tells_end=True,
+    host_network=False,
+    delays_us=(0,),
+)
 
 
 def spans(seconds_max: float) -> st.SearchStrategy[int]:
@@ -383,8 +400,38 @@ def check_end(rig: Rig) -> None:
             assert answer == expected, (address, time_us - BASE_US, possible)
 
 
+ON_TIME = Delivery(late_us=(0,), twice=(False,), gaps=(), crash=False, flush_every=1)
+COMPLETED_ELSEWHERE = (
+    [
+        replace(
+            QUICK,
+            start_us=1_900_000,
+            address_us=1_100_000,
+            container_us=2_400_000,
+            resandbox_us=19_900_000,
+            life_us=800_000,
+            end="deleted",
+            stop_us=800_000,
+            teardown_us=900_000,
+            delays_us=(200_000, 600_000),
+        )
+    ],
+    replace(ON_TIME, gaps=((16_600_000, 12_900_000),)),
+)
+CONTAINER_OF_THE_SANDBOX_BEFORE = (
+    [
+        replace(QUICK, wait_us=0, life_us=20_000_000, end="completed"),
+        replace(QUICK, wait_us=0, resandbox_us=100_000, container_us=3_000_000, end="stays"),
+        replace(QUICK, wait_us=0, life_us=40_000_000),
+    ],
+    replace(ON_TIME, gaps=((2_400_000, 31_000_000),), crash=True),
+)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(PLANS, min_size=1, max_size=6), DELIVERIES)
+@example(*COMPLETED_ELSEWHERE)
+@example(*CONTAINER_OF_THE_SANDBOX_BEFORE)
 def test_no_answer_ever_names_the_wrong_pod(plans: list[Plan], delivery: Delivery) -> None:
     """For every time that the watermark has passed: the true owner, or doubt, or nobody rightly."""
     play(cluster_model.build(plans, POOLS), delivery, check_live)
@@ -399,29 +446,14 @@ def test_doubt_is_exactly_as_wide_as_documented(plans: list[Plan], delivery: Del
 
 def test_ten_thousand_pods_on_eight_addresses_within_a_minute() -> None:
     """In the storm each answer counts every pod that comes into question; before and after it the owner is named."""
-    quick = Plan(
-        wait_us=6_000,
-        start_us=0,
-        address_us=0,
-        container_us=5_000,
-        resandbox_us=None,
-        life_us=30_000,
-        end="completed",
-        stop_us=0,
-        teardown_us=2_000,
-        collected_us=NEVER_US,
-        tells_end=True,
-        host_network=False,
-        delays_us=(0,),
-    )
-    before = [replace(quick, wait_us=0, life_us=60 * SECOND_US)] * 8
+    before = [replace(QUICK, wait_us=0, life_us=60 * SECOND_US)] * 8
     after = [
-        replace(quick, wait_us=30 * SECOND_US, end="stays"),
-        *[replace(quick, wait_us=0, end="stays")] * 7,
+        replace(QUICK, wait_us=30 * SECOND_US, end="stays"),
+        *[replace(QUICK, wait_us=0, end="stays")] * 7,
     ]
-    start = replace(quick, wait_us=90 * SECOND_US)
+    start = replace(QUICK, wait_us=90 * SECOND_US)
     pool = tuple(f"10.0.0.{number}" for number in range(1, 9))
-    world = cluster_model.build([*before, start, *[quick] * 10_000, *after], (pool,))
+    world = cluster_model.build([*before, start, *[QUICK] * 10_000, *after], (pool,))
     rig = Rig(world)
     for one in world.log:
         rig.tell(one.uid, one.item, one.at_us)
