@@ -6,7 +6,8 @@ the wall clock says. Owns the halves that wait for their other half. Never resol
 
 Client's and server's half of one key are a pair, whatever their addresses and times: NAT may rewrite all of the
 first, clocks the second. A half of the same side and the same socket is a repeat; of another socket, it shows that
-two connections share a key (their 64 bits collide), so it goes out alone, counted, and never as a repeat.
+two connections share a key (their 64 bits collide). Whose half another one is can't be told any more, so from then on
+each half of that key goes out alone, counted, never as a repeat and never in a pair.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 _KIND = {CONNECT: b"o", ACCEPT: b"o", CLOSE: b"c", EXISTING: b"e"}
 """Types that pair, by what they pair as; FAILED and PROGRESS never wait."""
+
+
+COLLIDED = ()
 
 
 class Pair(NamedTuple):
@@ -77,7 +81,7 @@ class Pairing:
         self._told: set[bytes] = set()
         self._untold_order: deque[_Bucket] = deque()
         self._waiting_order: deque[_Bucket] = deque()
-        self._paired: dict[bytes, tuple[int, int]] = {}  # the sockets of client and server
+        self._paired: dict[bytes, tuple[int, ...]] = {}  # the sockets of client and server, or COLLIDED
         self._paired_order: deque[_Bucket] = deque()
 
     @property
@@ -112,7 +116,7 @@ class Pairing:
             is_client = data[ROLE_AT] == CLIENT
             sockets = self._paired.get(key)
             if sockets is not None:
-                outputs += self._paired_before(half, sockets[not is_client])
+                outputs += self._seen_before(half, sockets, is_client=is_client)
                 continue
             other = waiting.get(key)
             if other is None:
@@ -128,8 +132,12 @@ class Pairing:
                     self._told.discard(key)
                     counts.told_then_paired += 1
                 outputs.append(pair)
+            elif other.socket == half.socket:
+                counts.repeats_waiting += 1
             else:
-                outputs += self._waited_before(half, other.socket)
+                self._paired[key] = COLLIDED
+                new_paired.append(key)
+                outputs += [*self._given_up(key), self._collided(half)]
         if new_waiting:
             bucket = _Bucket(now_ms, new_waiting)
             self._waiting_order.append(bucket)
@@ -154,22 +162,25 @@ class Pairing:
                     outputs.append(alone(half))
         return outputs
 
-    def _paired_before(self, half: Half, socket: int) -> tuple[Pair, ...]:
-        if half.socket != socket:
-            return self._collided(half)
+    def _seen_before(self, half: Half, sockets: tuple[int, ...], *, is_client: bool) -> Iterable[Pair]:
+        """Return what comes of a half whose key was paired or collided within the window."""
+        if sockets is COLLIDED or half.socket != sockets[not is_client]:
+            return (self._collided(half),)
         self.counts.repeats_paired += 1
         return ()
 
-    def _waited_before(self, half: Half, socket: int) -> tuple[Pair, ...]:
-        if half.socket != socket:
-            return self._collided(half)
-        self.counts.repeats_waiting += 1
-        return ()
+    def _given_up(self, key: bytes) -> Iterable[Pair]:
+        """Return, one-sided, the waiting half of a key that has turned out to be another connection's too."""
+        half = self._waiting.pop(key)
+        if key in self._told:
+            self._told.discard(key)
+            return ()
+        return (self._collided(half),)
 
-    def _collided(self, half: Half) -> tuple[Pair, ...]:
+    def _collided(self, half: Half) -> Pair:
         self.counts.one_sided += 1
         self.counts.collisions += 1
-        return (alone(half),)
+        return alone(half)
 
     def _close(self, now_ms: int) -> list[Pair]:
         """Forget what is older than the window and return the halves among it that nobody was told of."""

@@ -126,18 +126,37 @@ def test_append_time_that_runs_backwards_counts_as_the_latest() -> None:
     assert len(under_test.add(9001 + WINDOW_MS, [])) == 2
 
 
-def test_half_of_another_socket_with_a_waiting_halfs_key_goes_out_alone() -> None:
-    """Two connections whose keys collide: the second client is no repeat of the first, and is not lost."""
+def test_halves_of_two_connections_with_one_key_go_out_alone() -> None:
+    """Two clients whose keys collide: neither is a repeat, and which server is whose nobody can tell."""
     under_test = pairing()
     first = halves.event("CONNECT", "CLIENT", halves.key(1))
     second = halves.event("CONNECT", "CLIENT", halves.key(1), socket_cookie=77)
     under_test.add(1000, cut(first))
-    (pair,) = under_test.add(1001, cut(second))
+    out = under_test.add(1001, cut(second))
+    assert [pair.client and pair.client.data for pair in out] == [
+        halves.encoded(first),
+        halves.encoded(second),
+    ]
+    servers = [halves.event("ACCEPT", "SERVER", halves.key(1), socket_cookie=cookie) for cookie in (7, 8)]
+    out += under_test.add(1002, cut(*servers))
+    assert [pair.server and pair.server.data for pair in out[2:]] == [halves.encoded(one) for one in servers]
+    assert [None in pair for pair in out] == [True] * 4
+    counts = under_test.counts
+    assert (counts.collisions, counts.one_sided, counts.paired, under_test.waiting) == (4, 4, 0, 0)
+    assert under_test.add(1003 + 2 * WINDOW_MS, cut(*halves.opened(halves.key(1)))) != []
+    assert counts.paired == 1
+
+
+def test_collision_tells_a_half_once_that_a_quiet_partition_told() -> None:
+    """The first half went out alone already; the collision brings the second only."""
+    under_test = pairing()
+    under_test.add(1000, cut(halves.event("CONNECT", "CLIENT", halves.key(1))))
+    assert len(under_test.tell_idle(1001 + WINDOW_MS)) == 1
+    second = halves.event("CONNECT", "CLIENT", halves.key(1), socket_cookie=77)
+    (pair,) = under_test.add(1000 + WINDOW_MS, cut(second))
     assert pair.client is not None
     assert pair.client.data == halves.encoded(second)
-    assert pair.server is None
-    counts = under_test.counts
-    assert (counts.collisions, counts.one_sided, counts.repeats_waiting) == (1, 1, 0)
+    assert (under_test.counts.one_sided, under_test.waiting) == (2, 0)
 
 
 @pytest.mark.parametrize("role", ["CLIENT", "SERVER"])
@@ -166,7 +185,7 @@ def test_repeat_is_known_by_its_socket(changes: dict[str, object], repeats: int)
     under_test.add(1000, cut(halves.event("CONNECT", "CLIENT", halves.key(1))))
     under_test.add(1001, cut(halves.event("CONNECT", "CLIENT", halves.key(1), **changes)))
     assert under_test.counts.repeats_waiting == repeats
-    assert under_test.counts.collisions == 1 - repeats
+    assert under_test.counts.collisions == (0 if repeats else 2)
 
 
 def test_same_cookie_of_another_boot_is_another_socket() -> None:
@@ -176,7 +195,7 @@ def test_same_cookie_of_another_boot_is_another_socket() -> None:
     under_test.add(1000, cut(connect))
     elsewhere = raw.cut(halves.batch([connect], boot_id="another"), 0, CatalogIds(), catalog.RAW.schema_id)
     assert isinstance(elsewhere, list)
-    assert len(under_test.add(1001, elsewhere)) == 1
+    assert len(under_test.add(1001, elsewhere)) == 2
 
 
 def test_reused_ports_are_two_connections() -> None:
