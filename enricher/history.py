@@ -107,10 +107,13 @@ class History:
     Attributes:
         version: grows with every change, so that a caller knows when asking again may help.
         pods_complete_until_us: the pods topic is complete up to here; None before the first watermark.
-        pods_settled_until_us: what nodes did to pods up to here is known: the same, less the lag of pod statuses.
+        pods_settled_until_us: what nodes did to pods up to here is known: the same, less the lag of pod statuses and
+            the skew of clocks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock_skew_us: int = 0) -> None:
+        """Begin empty; a time that is asked for may be off by up to `clock_skew_us` from the watcher's clock."""
+        self._skew_us = clock_skew_us
         self.version = 0
         self.pods_complete_until_us: int | None = None
         self.pods_settled_until_us: int | None = None
@@ -136,7 +139,7 @@ class History:
         self._complete_until_us[kind] = until_us
         if kind == "pods":
             self.pods_complete_until_us = until_us
-            self.pods_settled_until_us = until_us - status_lag_us
+            self.pods_settled_until_us = until_us - status_lag_us - self._skew_us
 
     def is_complete(self, kind: str, time_us: int) -> bool:
         """Return whether a kind is known up to a time; one that nobody watches never says so, and holds nothing up."""
@@ -167,10 +170,10 @@ class History:
         for address in record["addresses"]:
             ownership = Ownership(
                 pod,
-                address["from_earliest_us"],
-                address["from_latest_us"],
-                _or_forever(address["to_earliest_us"]),
-                _or_forever(address["to_latest_us"]),
+                address["from_earliest_us"] - self._skew_us,
+                address["from_latest_us"] + self._skew_us,
+                _or_forever(address["to_earliest_us"], -self._skew_us),
+                _or_forever(address["to_latest_us"], self._skew_us),
             )
             for key in _packed_all([address["address"]]):
                 claims.addresses.append((key, ownership))
@@ -300,8 +303,8 @@ def _packed_all(texts: Iterable[str]) -> list[bytes]:
     return out
 
 
-def _or_forever(time_us: int | None) -> int:
-    return FOREVER_US if time_us is None else time_us
+def _or_forever(time_us: int | None, later_us: int = 0) -> int:
+    return FOREVER_US if time_us is None else time_us + later_us
 
 
 def _valid(objects: Iterable[_Valid], time_us: int) -> _Valid | None:

@@ -53,12 +53,15 @@ def apply(history: History, changes: list[Change]) -> None:
 class Unpacker:
     """Turns consumed messages into changes; holds watermarks back until the reader has got there. Pure.
 
+    Clusters may share the topics; their addresses overlap, so another cluster's records are left out.
+
     Attributes:
         undecodable: records that could not be read and were left out.
     """
 
-    def __init__(self, ids: SchemaIds) -> None:
+    def __init__(self, ids: SchemaIds, cluster: str) -> None:
         self._ids = ids
+        self._cluster = cluster
         self._own_ids = {topic.name: ids.id_of(topic) for topic in TOPICS}
         self._position = dict.fromkeys(self._own_ids, 0)
         self._held: dict[str, dict[str, Any]] = {}
@@ -99,6 +102,8 @@ class Unpacker:
                 self.undecodable += 1
                 log.warning("metadata_undecodable", topic=topic, offset=message.offset(), error=str(error))
                 return
+            if record["cluster"] != self._cluster:
+                return
         if topic in KINDS:
             yield Change(KINDS[topic], key, record)
         elif record is not None:
@@ -113,8 +118,8 @@ class Unpacker:
 class MetadataReader:
     """The thread. Changes queue up until `drain`; a failure of the thread comes out of `drain` too."""
 
-    def __init__(self, bootstrap: str, ids: SchemaIds) -> None:
-        self.unpacker = Unpacker(ids)
+    def __init__(self, bootstrap: str, ids: SchemaIds, cluster: str) -> None:
+        self.unpacker = Unpacker(ids, cluster)
         self.ready = threading.Event()
         self._bootstrap = bootstrap
         self._changes: queue.SimpleQueue[list[Change]] = queue.SimpleQueue()

@@ -46,7 +46,13 @@ class Settings(BaseSettings):
         15_000,
         ge=0,
         description="milliseconds that a record may wait for metadata before it goes out as it is: UNRESOLVED, or "
-        "IP_AMBIGUOUS; should exceed the watcher's status lag plus the age of its watermarks",
+        "IP_AMBIGUOUS; should exceed the watcher's status lag plus the clock skew plus the age of its watermarks",
+    )
+    clock_skew_ms: int = Field(
+        1000,
+        ge=0,
+        description="milliseconds that the clocks of a node and of the watcher may differ; by so much each end of the "
+        "time in which an address is surely a pod's moves inwards, and of that in which it may be, outwards",
     )
     correction_ms: int = Field(
         60_000,
@@ -112,6 +118,11 @@ class Settings(BaseSettings):
             for cidr in cidrs:
                 ipaddress.ip_network(cidr, strict=False)
         return value
+
+    @property
+    def clock_skew_us(self) -> int:
+        """Return `clock_skew_ms` in microseconds."""
+        return self.clock_skew_ms * 1000
 
     @property
     def group_id(self) -> str:

@@ -125,18 +125,20 @@ class Rig:
     """The real way from observations to answers, and what went over it.
 
     Attributes:
+        skew_us: how far the clocks of those who ask may be off.
         told: by uid, what the present watcher's line of states rests on.
         until_us: up to when everything was handed over.
     """
 
     world: World
+    skew_us: int = 0
     state: State = field(default_factory=lambda: State(CLUSTER, IDS, LAG_US, RETENTION_US))
-    history: History = field(default_factory=History)
     told: dict[str, list[Told]] = field(default_factory=dict)
     until_us: int = 0
 
     def __post_init__(self) -> None:
         """Begin with nothing written."""
+        self.history = History(self.skew_us)
         self.resolver = Resolver(self.history, Networks({}, ("10.0.0.0/8", "fd00::/16", "192.168.0.0/16")))
         self._written: dict[str, bytes] = {}
         self._flushed: tuple[dict[str, int], int] = ({}, 0)
@@ -204,9 +206,9 @@ class Rig:
         return self.resolver.at(packed(address), time_us)
 
 
-def play(world: World, delivery: Delivery, look: Any) -> Rig:
+def play(world: World, delivery: Delivery, look: Any, skew_us: int = 0) -> Rig:
     """Deliver the world's log; call `look(rig)` after each write. The last look is at everything."""
-    rig = Rig(world)
+    rig = Rig(world, skew_us)
     gaps = _merged(delivery.gaps)
     end_us = max([one.at_us for one in world.log] + [to for _, to in gaps]) + 40 * SECOND_US
     due: list[tuple[int, int, Shown | tuple[int, int] | None]] = []
@@ -362,18 +364,19 @@ def excused(rig: Rig, holding: Holding) -> bool:
 def check_live(rig: Rig) -> None:
     """Whatever is answered for a time that the watermark has passed is right, or says that it is not sure."""
     for address, time_us, truth in rig.questions:
-        if time_us > rig.until_us:
-            continue
-        found = rig.at(address, time_us)
-        if found.kind == "IP_AT_TIME":
-            right = truth is not None and found.pod is not None and found.pod.uid == truth.uid
-        elif truth is None or excused(rig, truth):
-            right = True
-        elif found.pod is not None:
-            right = found.pod.uid == truth.uid
-        else:
-            right = found.reason != "NO_OWNER_AT_TIME" or found.provisional
-        assert right, (address, time_us - BASE_US, rig.until_us - BASE_US, found, truth)
+        for asked_us in {time_us - rig.skew_us, time_us, time_us + rig.skew_us}:
+            if asked_us > rig.until_us:
+                continue
+            found = rig.at(address, asked_us)
+            if found.kind == "IP_AT_TIME":
+                right = truth is not None and found.pod is not None and found.pod.uid == truth.uid
+            elif truth is None or excused(rig, truth):
+                right = True
+            elif found.pod is not None:
+                right = found.pod.uid == truth.uid
+            else:
+                right = found.reason != "NO_OWNER_AT_TIME" or found.provisional
+            assert right, (address, time_us - BASE_US, asked_us, rig.until_us - BASE_US, found, truth)
 
 
 def check_end(rig: Rig) -> None:
@@ -435,6 +438,13 @@ CONTAINER_OF_THE_SANDBOX_BEFORE = (
 def test_no_answer_ever_names_the_wrong_pod(plans: list[Plan], delivery: Delivery) -> None:
     """For every time that the watermark has passed: the true owner, or doubt, or nobody rightly."""
     play(cluster_model.build(plans, POOLS), delivery, check_live)
+
+
+@settings(max_examples=75, deadline=None)
+@given(st.lists(PLANS, min_size=1, max_size=6), DELIVERIES, spans(5))
+def test_clocks_that_are_off_name_no_wrong_pod(plans: list[Plan], delivery: Delivery, skew_us: int) -> None:
+    """The same, asked by nodes whose clocks are ahead or behind by as much as is allowed for."""
+    play(cluster_model.build(plans, POOLS), delivery, check_live, skew_us)
 
 
 @settings(max_examples=150, deadline=None)

@@ -293,6 +293,40 @@ def test_claim_with_an_end_needs_no_later_status() -> None:
 
 
 @pytest.mark.parametrize(
+    ("seconds", "kind", "candidates"),
+    [
+        (-13, "UNRESOLVED", None),
+        (-12, "IP_AMBIGUOUS", 1),
+        (-4, "IP_AMBIGUOUS", 1),
+        (-3, "IP_AT_TIME", None),
+        (-1, "IP_AT_TIME", None),
+        (0, "IP_AMBIGUOUS", 1),
+        (5, "IP_AMBIGUOUS", 1),
+        (6, "UNRESOLVED", None),
+    ],
+)
+def test_bands_are_wider_by_the_skew_of_clocks(seconds: int, kind: str, candidates: int | None) -> None:
+    """A node whose clock is 2 s off asks for a time 2 s off; near an edge that could be another pod's."""
+    known = History(2 * SECOND_US)
+    one = band(1, "10.0.0.7", -10, -5, 2, 4)
+    known.put_pod(one["uid"], one)
+    known.complete_until("pods", NOW_US + 60 * SECOND_US)
+    found = resolver(known).at(halves.ip("10.0.0.7"), NOW_US + seconds * SECOND_US)
+    assert (found.kind, found.candidates) == (kind, candidates)
+
+
+def test_skew_of_clocks_is_waited_for() -> None:
+    """An event of a node that is behind may have come about after the watermark that its own time has passed."""
+    known = History(2 * SECOND_US)
+    pod = halves.pod_record(1, "10.0.0.1")
+    known.put_pod(pod["uid"], pod)
+    known.complete_until("pods", NOW_US + 2 * SECOND_US - 1)
+    assert resolver(known).at(halves.ip("10.0.0.1"), NOW_US).provisional
+    known.complete_until("pods", NOW_US + 2 * SECOND_US)
+    assert resolver(known).at(halves.ip("10.0.0.1"), NOW_US).kind == "IP_AT_TIME"
+
+
+@pytest.mark.parametrize(
     ("address", "cluster", "kind", "provisional"),
     [
         ("10.0.0.9", (), "UNRESOLVED", True),
