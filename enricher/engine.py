@@ -153,7 +153,7 @@ class Engine:
         pairing = partition.pairing = Pairing(self._limits.window_ms, PairCounts())
         for append_ms, value in messages:
             halves = raw.cut(value, partition.number, self._ids, self._raw_id)
-            if isinstance(halves, list):
+            if isinstance(halves, list) and not self._is_foreign(halves):
                 pairing.add(append_ms, halves)
         pairing.counts = self.counts.pairs
 
@@ -167,7 +167,14 @@ class Engine:
         if isinstance(halves, raw.Rejected):
             self._dead_letter(partition.number, message, halves, entry, now_ms)
             halves = []
+        elif self._is_foreign(halves):
+            self.counts.foreign_batches += 1
+            halves = []
         self._emit(partition, entry, partition.pairing.add(message.append_ms, halves), now_ms)
+
+    def _is_foreign(self, halves: list[raw.Half]) -> bool:
+        """Return whether a batch is another cluster's, whose enricher shares the topic: its pods are not ours."""
+        return bool(halves) and halves[0].header.cluster != self._builder.cluster
 
     def has_idle_halves(self, partition: Partition, now_ms: int) -> bool:
         """Return whether halves wait whose window has passed on our clock, slack included."""

@@ -96,11 +96,16 @@ def cluster_prefix(cluster: str) -> str:
 
 
 class FlowBuilder:
-    """Builds the flows of one cluster."""
+    """Builds the flows of one cluster.
+
+    Attributes:
+        cluster: its name.
+    """
 
     def __init__(
         self, cluster: str, schema_id: int, history: History, networks: Networks, resolver: resolve.Resolver
     ) -> None:
+        self.cluster = cluster
         self._prefix = codec.prefix(schema_id)
         self._cluster = avro.text(cluster)
         self._flow_id_start = cluster_prefix(cluster).encode() + b"-"

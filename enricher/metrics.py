@@ -25,6 +25,7 @@ class Counts:
     """What the engine has done since it started."""
 
     batches: int = 0
+    foreign_batches: int = 0
     flows: int = 0
     pairs: PairCounts = field(default_factory=PairCounts)
     dead_letters: Counter[str] = field(default_factory=Counter)
@@ -35,6 +36,10 @@ class Counts:
 
 COUNTERS: dict[str, tuple[str, Callable[[Counts], int]]] = {
     "raw_batches": ("raw messages processed", lambda counts: counts.batches),
+    "foreign_batches": (
+        "raw messages of another cluster that shares the topic, left to its enricher",
+        lambda counts: counts.foreign_batches,
+    ),
     "raw_events": ("halves cut from raw messages", lambda counts: counts.pairs.halves),
     "pairs": ("records made of both halves", lambda counts: counts.pairs.paired),
     "one_sided": ("records made of one half", lambda counts: counts.pairs.one_sided),

@@ -163,6 +163,17 @@ def test_halves_on_either_side_of_a_rebalance_pair_once() -> None:
     assert (flow["observed_by"], flow["client_pod"], flow["server_pod"]) == ("BOTH", "pod-1", "pod-2")
 
 
+def test_another_clusters_batch_is_left_to_its_enricher() -> None:
+    """Clusters may share the raw topic: the other's halves neither go out nor wait, here or after a restart."""
+    rig = Rig()
+    theirs = halves.batch([halves.failed(halves.key(1)), halves.opened(halves.key(2))[0]], cluster="other")
+    rig.engine.warm(rig.partition, [(NOW_MS, theirs)])
+    rig.take(value=theirs)
+    rig.tick()
+    assert (rig.producer.sent, rig.acked, rig.partition.pairing.waiting) == ([], [0], 0)
+    assert rig.engine.counts.foreign_batches == 1
+
+
 def test_idle_halves_hold_later_messages_until_delivered() -> None:
     """What a quiet partition told one-sided counts before messages that come after it."""
     rig = Rig()
