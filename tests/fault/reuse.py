@@ -105,11 +105,13 @@ class Churn:
         chosen = owners[:SLOW] + owners[SLOW :: max(1, FAST // (FLOWS_PER_GENERATION - SLOW))]
         for owner in chosen:
             key = halves.key(next(self._keys))
+            now_us = time.time_ns() // 1000
             event = halves.event(
                 "CONNECT",
                 "CLIENT",
                 key,
-                event_unix_us=time.time_ns() // 1000,
+                event_unix_us=now_us,
+                established_unix_us=now_us,
                 remote_address=halves.ip(owner.address),
                 remote_port=8080,
             )
