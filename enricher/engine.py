@@ -153,7 +153,7 @@ class Engine:
         pairing = partition.pairing = Pairing(self._limits.window_ms, PairCounts())
         for append_ms, value in messages:
             halves = raw.cut(value, partition.number, self._ids, self._raw_id)
-            if isinstance(halves, list):
+            if isinstance(halves, list) and not raw.is_foreign(halves, self._builder.cluster):
                 pairing.add(append_ms, halves)
         pairing.counts = self.counts.pairs
 
@@ -166,6 +166,9 @@ class Engine:
         halves = raw.cut(message.value, partition.number, self._ids, self._raw_id)
         if isinstance(halves, raw.Rejected):
             self._dead_letter(partition.number, message, halves, entry, now_ms)
+            halves = []
+        elif raw.is_foreign(halves, self._builder.cluster):
+            self.counts.foreign_batches += 1
             halves = []
         self._emit(partition, entry, partition.pairing.add(message.append_ms, halves), now_ms)
 

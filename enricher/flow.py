@@ -56,6 +56,7 @@ _OWNER_BYTES = {2 * place: avro.optional_text(name) for place, name in enumerate
 
 _UNOBSERVED_SIDE_RUN = avro.NULL * 14
 _UNOBSERVED_SIDE_END = avro.NULL * 8
+_STAYS, _CROSSES = avro.PRESENT + b"\x00", avro.PRESENT + b"\x01"
 
 
 class Flow(NamedTuple):
@@ -95,22 +96,24 @@ def cluster_prefix(cluster: str) -> str:
 
 
 class FlowBuilder:
-    """Builds the flows of one cluster."""
+    """Builds the flows of one cluster.
+
+    Attributes:
+        cluster: its name.
+    """
 
     def __init__(
         self, cluster: str, schema_id: int, history: History, networks: Networks, resolver: resolve.Resolver
     ) -> None:
+        self.cluster = cluster
         self._prefix = codec.prefix(schema_id)
         self._cluster = avro.text(cluster)
         self._flow_id_start = cluster_prefix(cluster).encode() + b"-"
         self._history = history
         self._resolver = resolver
 
-        @lru_cache(maxsize=_CACHE)
-        def front(address: bytes, side: Resolution) -> bytes:
-            return encode_front(address, side, networks.name(address))
-
-        self._front = front
+        self._network = networks.name
+        self._front = lru_cache(maxsize=_CACHE)(encode_front)
 
     def build(self, pair: Pair, moment: Moment, *, final: bool, revision: int = 0) -> Flow | None:
         """Return the flow of a pair; None when metadata to come could better it and `final` is false.
@@ -120,13 +123,15 @@ class FlowBuilder:
         client, server = pair
         first = client or server
         assert first is not None
-        time_us = first.event_unix_us
-        service, client_address, client_is, server_address, server_is = self._ends(client, server, time_us)
+        as_of_us = first.as_of_us
+        service, client_address, client_is, server_address, server_is = self._ends(client, server, as_of_us)
+        dialed_at = b"" if client is None else client.data[raw.REMOTE]
+        late = service is None and self._may_be_a_service(dialed_at, server, server_is, as_of_us)
         grades = None
-        if client_is.correctable or server_is.correctable:
-            if not final and (revision or client_is.provisional or server_is.provisional):
+        if late or client_is.correctable or server_is.correctable:
+            if not final and (revision or late or client_is.provisional or server_is.provisional):
                 return None
-            grades = (client_is.grade, server_is.grade)
+            grades = (client_is.grade, resolve.LATE.grade if late else server_is.grade)
 
         data = first.data
         record_type = RECORD_TYPES[data[raw.TYPE_AT]]
@@ -134,7 +139,7 @@ class FlowBuilder:
         outcome, closed_by = _end(client, server) if record_type == "CLOSE" else (_outcome(first), None)
         key_text = data[:8].hex().encode()
         flow_id = self._flow_id_start + key_text
-        time_ms = time_us // 1000
+        time_ms = first.event_unix_us // 1000
         value = b"".join(
             (
                 self._prefix,
@@ -153,16 +158,17 @@ class FlowBuilder:
                 data[first.flow_run_at : first.side_run_at],
                 _dialed(client, service),
                 _source_nat(client, server),
-                self._front(client_address, client_is),
+                self._front(client_address, client_is, self._network(client_address)),
                 _side(client),
-                self._front(server_address, server_is),
+                self._front(server_address, server_is, self._server_network(server_address, dialed_at)),
                 _side(server),
+                _cross_namespace(client_is, server_is, service),
             )
         )
         return Flow(flow_id, value, time_ms, (client_is.kind, server_is.kind), grades)
 
     def _ends(
-        self, client: Half | None, server: Half | None, time_us: int
+        self, client: Half | None, server: Half | None, as_of_us: int
     ) -> tuple[ServicePort | None, bytes, Resolution, bytes, Resolution]:
         """Return the dialled Service, and who and at which address the client and the server were."""
         service: ServicePort | None = None
@@ -172,20 +178,34 @@ class FlowBuilder:
             data = client.data
             dialed_at = data[raw.REMOTE]
             dialed_port, _ = avro.read_long(data, client.port_at)
-            service = self._history.service(dialed_at, dialed_port, time_us)
+            service = self._history.service(dialed_at, dialed_port, as_of_us)
             client_address = data[raw.LOCAL]
             client_is = self._resolver.own(client)
             answered = data[raw.TYPE_AT] != raw.CONNECT_FAILED
         else:
             assert server is not None
             client_address = server.data[raw.REMOTE]
-            client_is = self._resolver.unobserved(client_address, time_us, answered=True)
+            client_is = self._resolver.unobserved(client_address, as_of_us, answered=True)
         if server is not None:
             return service, client_address, client_is, server.data[raw.LOCAL], self._resolver.own(server)
         server_is = resolve.SERVICE_ONLY
         if service is None:
-            server_is = self._resolver.unobserved(dialed_at, time_us, answered=answered)
+            server_is = self._resolver.unobserved(dialed_at, as_of_us, answered=answered)
         return service, client_address, client_is, dialed_at, server_is
+
+    def _may_be_a_service(
+        self, dialed_at: bytes, server: Half | None, server_is: Resolution, as_of_us: int
+    ) -> bool:
+        """Return whether NAT, or nobody to be found, may be the work of a Service that isn't known yet."""
+        if not dialed_at or server_is is resolve.EXTERNAL:
+            return False
+        led_on = server is None or server.data[raw.LOCAL] != dialed_at
+        return led_on and not self._history.is_complete("services", as_of_us)
+
+    def _server_network(self, address: bytes, dialed_at: bytes) -> str | None:
+        """Return the network of the server's address, else that of the one which NAT led there from."""
+        network = self._network(address)
+        return self._network(dialed_at) if network is None and dialed_at not in (b"", address) else network
 
 
 def comm_end(data: bytes) -> int:
@@ -289,6 +309,16 @@ def _side(half: Half | None) -> bytes:
             header.run_after_index,
         )
     )
+
+
+def _cross_namespace(client: Resolution, server: Resolution, service: ServicePort | None) -> bytes:
+    """Return Flow's last field; a Service whose backend nobody saw speaks for its backend's namespace."""
+    there = server.pod.namespace if server.pod else None
+    if service is not None and server is resolve.SERVICE_ONLY:
+        there = service.namespace
+    if client.pod is None or there is None:
+        return avro.NULL
+    return _CROSSES if client.pod.namespace != there else _STAYS
 
 
 def _outcome(half: Half) -> str:

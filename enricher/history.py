@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from enricher.networks import Prefixes, packed
 
@@ -96,6 +96,9 @@ class Node:
     valid_to_us: int
 
 
+_Valid = TypeVar("_Valid", ServicePort, Node)
+
+
 @dataclass
 class _Claims:
     """What one metadata record put into the indexes, so that its successor can take it out."""
@@ -113,11 +116,17 @@ class History:
     Attributes:
         version: grows with every change, so that a caller knows when asking again may help.
         pods_complete_until_us: the pods topic is complete up to here; None before the first watermark.
+        pods_settled_until_us: what nodes did to pods up to here is known: the same, less the lag of pod statuses and
+            the skew of clocks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock_skew_us: int = 0) -> None:
+        """Begin empty; a time that is asked for may be off by up to `clock_skew_us` from the watcher's clock."""
+        self._skew_us = clock_skew_us
         self.version = 0
         self.pods_complete_until_us: int | None = None
+        self.pods_settled_until_us: int | None = None
+        self._complete_until_us: dict[str, int] = {}
         self._pods: dict[str, Pod] = {}
         self._by_identity: dict[bytes, Pod] = {}
         self._by_config_hash: dict[tuple[bytes, str | None], list[Pod]] = {}
@@ -133,11 +142,22 @@ class History:
         """Number of pods known, the ended ones included."""
         return len(self._pods)
 
-    def complete_until(self, kind: str, until_us: int) -> None:
-        """Take a watermark that holds for what was put in so far; only the pods' one is used."""
+    def complete_until(self, kind: str, until_us: int, status_lag_us: int = 0) -> None:
+        """Take a watermark that holds for what was put in so far."""
+        self.version += 1
+        self._complete_until_us[kind] = until_us
         if kind == "pods":
             self.pods_complete_until_us = until_us
-            self.version += 1
+            self.pods_settled_until_us = until_us - status_lag_us - self._skew_us
+
+    def is_complete(self, kind: str, time_us: int) -> bool:
+        """Return whether a kind is known up to a time; one that nobody watches never says so, and holds nothing up."""
+        until_us = self._complete_until_us.get(kind)
+        return until_us is None or until_us >= time_us
+
+    def is_settled(self, time_us: int) -> bool:
+        """Return whether all that may have happened to pods up to a time is known."""
+        return self.pods_settled_until_us is not None and self.pods_settled_until_us >= time_us
 
     def put_pod(self, uid: str, record: dict[str, Any] | None) -> None:
         """Take a Pod record; None is its tombstone."""
@@ -160,10 +180,10 @@ class History:
         for address in record["addresses"]:
             ownership = Ownership(
                 pod,
-                address["from_earliest_us"],
-                address["from_latest_us"],
-                _or_forever(address["to_earliest_us"]),
-                _or_forever(address["to_latest_us"]),
+                address["from_earliest_us"] - self._skew_us,
+                address["from_latest_us"] + self._skew_us,
+                _or_forever(address["to_earliest_us"], -self._skew_us),
+                _or_forever(address["to_latest_us"], self._skew_us),
             )
             for key in _packed_all([address["address"]]):
                 claims.addresses.append((key, ownership))
@@ -238,9 +258,8 @@ class History:
 
     def node(self, address: bytes, time_us: int) -> str | None:
         """Return the name of the node that had an address at a time."""
-        return next(
-            (n.name for n in self._nodes.get(address, ()) if n.valid_from_us <= time_us < n.valid_to_us), None
-        )
+        found = _valid(self._nodes.get(address, ()), time_us)
+        return found.name if found else None
 
     def service(self, address: bytes, port: int, time_us: int) -> ServicePort | None:
         """Return the Service port that an address and port belonged to at a time.
@@ -321,15 +340,14 @@ def _packed_all(texts: Iterable[str]) -> list[bytes]:
     return out
 
 
-def _or_forever(time_us: int | None) -> int:
-    return FOREVER_US if time_us is None else time_us
+def _or_forever(time_us: int | None, later_us: int = 0) -> int:
+    return FOREVER_US if time_us is None else time_us + later_us
 
 
-def _valid(services: Iterable[ServicePort], time_us: int) -> ServicePort | None:
-    for service in services:
-        if service.valid_from_us <= time_us < service.valid_to_us:
-            return service
-    return None
+def _valid(objects: Iterable[_Valid], time_us: int) -> _Valid | None:
+    """Return what was valid at a time; of several the youngest, for an address is free again before the API says so."""
+    there = [one for one in objects if one.valid_from_us <= time_us < one.valid_to_us]
+    return max(there, key=lambda one: one.valid_from_us, default=None)
 
 
 def _remove(index: dict[Any, list[Any]], key: Any, value: Any) -> None:

@@ -31,12 +31,13 @@ log = structlog.get_logger()
 
 
 class Change(NamedTuple):
-    """A record of a kind under its UID (None: tombstone), or a watermark that holds now (`until_us`)."""
+    """A record of a kind under its UID (None: tombstone), or a watermark that holds now (`until_us` and its lag)."""
 
     kind: str
     uid: str
     record: dict[str, Any] | None
     until_us: int | None = None
+    status_lag_us: int = 0
 
 
 def apply(history: History, changes: list[Change]) -> None:
@@ -44,7 +45,7 @@ def apply(history: History, changes: list[Change]) -> None:
     puts = {"pods": history.put_pod, "services": history.put_service, "nodes": history.put_node}
     for change in changes:
         if change.until_us is not None:
-            history.complete_until(change.kind, change.until_us)
+            history.complete_until(change.kind, change.until_us, change.status_lag_us)
         else:
             puts[change.kind](change.uid, change.record)
 
@@ -52,12 +53,15 @@ def apply(history: History, changes: list[Change]) -> None:
 class Unpacker:
     """Turns consumed messages into changes; holds watermarks back until the reader has got there. Pure.
 
+    Clusters may share the topics; their addresses overlap, so another cluster's records are left out.
+
     Attributes:
         undecodable: records that could not be read and were left out.
     """
 
-    def __init__(self, ids: SchemaIds) -> None:
+    def __init__(self, ids: SchemaIds, cluster: str) -> None:
         self._ids = ids
+        self._cluster = cluster
         self._own_ids = {topic.name: ids.id_of(topic) for topic in TOPICS}
         self._position = dict.fromkeys(self._own_ids, 0)
         self._held: dict[str, dict[str, Any]] = {}
@@ -85,7 +89,8 @@ class Unpacker:
         for kind, watermark in list(self._held.items()):
             if self._position.get(watermark["topic"], 0) >= watermark["end_offset"]:
                 del self._held[kind]
-                yield Change(kind, "", None, watermark["complete_until_us"])
+                lag_us = watermark["status_lag_us"] or 0
+                yield Change(kind, "", None, watermark["complete_until_us"], lag_us)
 
     def _change(self, topic: str, message: Message) -> Iterator[Change]:
         key, value = (message.key() or b"").decode("utf-8", "replace"), message.value()
@@ -96,6 +101,8 @@ class Unpacker:
             except (UnknownSchemaError, EOFError, ValueError, LookupError, TypeError) as error:
                 self.undecodable += 1
                 log.warning("metadata_undecodable", topic=topic, offset=message.offset(), error=str(error))
+                return
+            if record["cluster"] != self._cluster:
                 return
         if topic in KINDS:
             yield Change(KINDS[topic], key, record)
@@ -111,8 +118,8 @@ class Unpacker:
 class MetadataReader:
     """The thread. Changes queue up until `drain`; a failure of the thread comes out of `drain` too."""
 
-    def __init__(self, bootstrap: str, ids: SchemaIds) -> None:
-        self.unpacker = Unpacker(ids)
+    def __init__(self, bootstrap: str, ids: SchemaIds, cluster: str) -> None:
+        self.unpacker = Unpacker(ids, cluster)
         self.ready = threading.Event()
         self._bootstrap = bootstrap
         self._changes: queue.SimpleQueue[list[Change]] = queue.SimpleQueue()

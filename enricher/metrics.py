@@ -25,6 +25,7 @@ class Counts:
     """What the engine has done since it started."""
 
     batches: int = 0
+    foreign_batches: int = 0
     flows: int = 0
     pairs: PairCounts = field(default_factory=PairCounts)
     dead_letters: Counter[str] = field(default_factory=Counter)
@@ -35,9 +36,17 @@ class Counts:
 
 COUNTERS: dict[str, tuple[str, Callable[[Counts], int]]] = {
     "raw_batches": ("raw messages processed", lambda counts: counts.batches),
+    "foreign_batches": (
+        "raw messages of another cluster that shares the topic, left to its enricher",
+        lambda counts: counts.foreign_batches,
+    ),
     "raw_events": ("halves cut from raw messages", lambda counts: counts.pairs.halves),
     "pairs": ("records made of both halves", lambda counts: counts.pairs.paired),
     "one_sided": ("records made of one half", lambda counts: counts.pairs.one_sided),
+    "key_collisions": (
+        "one-sided records of halves whose key was another connection's within the window",
+        lambda counts: counts.pairs.collisions,
+    ),
     "pairs_after_one_sided": (
         "pairs one half of which had gone out one-sided on a quiet partition",
         lambda counts: counts.pairs.told_then_paired,

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
+CLOUD_METADATA = "cloud-metadata"
+BUILT_IN = {CLOUD_METADATA: ("169.254.169.254/32", "fd00:ec2::254/128")}
 ADDRESS_BITS = 128
 V4_MAPPED_BITS = 96
 _CACHE = 100_000
@@ -93,18 +95,28 @@ class Networks:
 
     def __init__(self, named: Mapping[str, Sequence[str]], cluster: Sequence[str] = ()) -> None:
         self._named: Prefixes[str] = Prefixes()
-        for name, cidrs in sorted(named.items()):
+        built_in = [(name, cidrs) for name, cidrs in BUILT_IN.items() if name not in named]
+        for name, cidrs in [*sorted(named.items()), *built_in]:
             for cidr in cidrs:
                 self._named.add(cidr, name)
         self._cluster: Prefixes[bool] = Prefixes()
         for cidr in cluster:
             self._cluster.add(cidr, True)
         self._has_cluster = bool(cluster)
+        self.name = lru_cache(maxsize=_CACHE)(self._name)
 
-    def name(self, address: bytes) -> str | None:
-        """Return the name of the longest range that holds the address; among equal ones the first by name."""
+    def _name(self, address: bytes) -> str | None:
+        """Return the name of the longest range that holds the address; among equal ones the first by name.
+
+        A range of our own, as that of the clouds' metadata services, gives way to an equal one from the settings.
+        """
         return self._named.longest(address)
 
     def in_cluster(self, address: bytes) -> bool | None:
-        """Return whether a cluster range holds the address; None when none is configured."""
+        """Return whether a cluster range holds the address; None when none is configured.
+
+        The clouds' metadata services are outside, whatever range they lie in.
+        """
+        if self.name(address) == CLOUD_METADATA:
+            return False
         return self._cluster.longest(address) is not None if self._has_cluster else None

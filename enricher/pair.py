@@ -3,6 +3,11 @@
 Pure and deterministic: the same messages of a partition in the same order give the same outputs, whatever
 the wall clock says. Owns the halves that wait for their other half. Never resolves, never encodes. Called by
 `engine`, one `Pairing` per partition.
+
+Client's and server's half of one key are a pair, whatever their addresses and times: NAT may rewrite all of the
+first, clocks the second. A half of the same side and the same socket is a repeat; of another socket, it shows that
+two connections share a key (their 64 bits collide). Whose half another one is can't be told any more, so from then on
+each half of that key goes out alone, counted, never as a repeat and never in a pair.
 """
 
 from __future__ import annotations
@@ -30,6 +35,9 @@ _KIND = {CONNECT: b"o", ACCEPT: b"o", CLOSE: b"c", EXISTING: b"e"}
 """Types that pair, by what they pair as; FAILED and PROGRESS never wait."""
 
 
+COLLIDED = ()
+
+
 class Pair(NamedTuple):
     """What is known of one life-cycle event of a connection: one half, or both."""
 
@@ -39,7 +47,10 @@ class Pair(NamedTuple):
 
 @dataclass
 class PairCounts:
-    """What happened to halves: `halves` + `told_then_paired` = 2 x `paired` + `one_sided` + repeats + waiting."""
+    """What happened to halves: `halves` + `told_then_paired` = 2 x `paired` + `one_sided` + repeats + waiting.
+
+    `collisions` are those among `one_sided` whose key was another connection's.
+    """
 
     halves: int = 0
     paired: int = 0
@@ -47,6 +58,7 @@ class PairCounts:
     told_then_paired: int = 0
     repeats_waiting: int = 0
     repeats_paired: int = 0
+    collisions: int = 0
 
 
 class _Bucket(NamedTuple):
@@ -69,7 +81,7 @@ class Pairing:
         self._told: set[bytes] = set()
         self._untold_order: deque[_Bucket] = deque()
         self._waiting_order: deque[_Bucket] = deque()
-        self._paired: dict[bytes, int] = {}
+        self._paired: dict[bytes, tuple[int, ...]] = {}  # the sockets of client and server, or COLLIDED
         self._paired_order: deque[_Bucket] = deque()
 
     @property
@@ -105,24 +117,31 @@ class Pairing:
                 outputs.append(alone(half))
                 continue
             key = data[:8] + kind
-            if key in self._paired:
-                counts.repeats_paired += 1
+            is_client = data[ROLE_AT] == CLIENT
+            sockets = self._paired.get(key)
+            if sockets is not None:
+                outputs += self._seen_before(half, sockets, is_client=is_client)
                 continue
             other = waiting.get(key)
             if other is None:
                 waiting[key] = half
                 new_waiting.append(key)
-            elif other.data[ROLE_AT] == data[ROLE_AT]:
-                counts.repeats_waiting += 1
-            else:
+            elif other.data[ROLE_AT] != data[ROLE_AT]:
                 del waiting[key]
-                self._paired[key] = now_ms
+                pair = Pair(half, other) if is_client else Pair(other, half)
+                self._paired[key] = (half.socket, other.socket) if is_client else (other.socket, half.socket)
                 new_paired.append(key)
                 counts.paired += 1
                 if key in self._told:
                     self._told.discard(key)
                     counts.told_then_paired += 1
-                outputs.append(Pair(half, other) if data[ROLE_AT] == CLIENT else Pair(other, half))
+                outputs.append(pair)
+            elif other.socket == half.socket:
+                counts.repeats_waiting += 1
+            else:
+                self._paired[key] = COLLIDED
+                new_paired.append(key)
+                outputs += [*self._given_up(key), self._collided(half)]
         if new_waiting:
             bucket = _Bucket(now_ms, new_waiting)
             self._waiting_order.append(bucket)
@@ -146,6 +165,26 @@ class Pairing:
                     self.counts.one_sided += 1
                     outputs.append(alone(half))
         return outputs
+
+    def _seen_before(self, half: Half, sockets: tuple[int, ...], *, is_client: bool) -> Iterable[Pair]:
+        """Return what comes of a half whose key was paired or collided within the window."""
+        if sockets is COLLIDED or half.socket != sockets[not is_client]:
+            return (self._collided(half),)
+        self.counts.repeats_paired += 1
+        return ()
+
+    def _given_up(self, key: bytes) -> Iterable[Pair]:
+        """Return, one-sided, the waiting half of a key that has turned out to be another connection's too."""
+        half = self._waiting.pop(key)
+        if key in self._told:
+            self._told.discard(key)
+            return ()
+        return (self._collided(half),)
+
+    def _collided(self, half: Half) -> Pair:
+        self.counts.one_sided += 1
+        self.counts.collisions += 1
+        return alone(half)
 
     def _close(self, now_ms: int) -> list[Pair]:
         """Forget what is older than the window and return the halves among it that nobody was told of."""

@@ -35,6 +35,8 @@ CONTAINER_ID = slice(37, 69)
 LOCAL = slice(69, 85)
 REMOTE = slice(85, 101)
 COMM_AT = 101
+PRESENT = 2
+"""The branch of a union that isn't null, as it stands in the bytes."""
 
 _INT = rb"(?:[\x80-\xff]{0,3}[\x00-\x7f]|[\x80-\xff]{4}[\x00-\x0f])"
 _LONG = rb"(?:[\x80-\xff]{0,8}[\x00-\x7f]|[\x80-\xff]{9}[\x00\x01])"
@@ -47,7 +49,17 @@ _EVENT = re.compile(
     rb"[\x00\x02\x04\x06\x08\x0a][\x00\x02\x04\x06\x08]" + _TIME + rb".{80}"
     rb"(?:" + _COMM + rb")" + _INT + rb"(" + _INT + rb")"
     rb"(" + _INT + _OPTIONAL * 2 + rb")"
-    rb"((?:\x00|\x02" + _INT + rb")" + _OPTIONAL * 13 + rb")",
+    rb"((?:\x00|\x02"
+    + _INT
+    + rb")"
+    + _OPTIONAL * 4
+    + rb"("
+    + _OPTIONAL
+    + rb")("
+    + _OPTIONAL
+    + rb")"
+    + _OPTIONAL * 7
+    + rb")",
     re.DOTALL,
 )
 
@@ -107,6 +119,7 @@ class Half:
         data: the encoded TcpEvent.
         port_at: where remote_port begins in `data`; progress_seq lies before it, after comm.
         flow_run_at: where errno begins; side_run_at: where the local port's union begins.
+        cookie_at, established_at: where the unions of socket_cookie and of established_unix_us begin in the side's run.
     """
 
     header: Header
@@ -115,11 +128,40 @@ class Half:
     port_at: int
     flow_run_at: int
     side_run_at: int
+    cookie_at: int
+    established_at: int
 
     @property
     def event_unix_us(self) -> int:
         """When it happened, Unix time in us on the node's clock."""
         return avro.eight_byte_long(self.data, TIME_AT)
+
+    @property
+    def as_of_us(self) -> int:
+        """When to ask whose the addresses were: at the handshake, at a failed connect's first SYN, else at the event.
+
+        A CLOSE may come long after its peer has gone and another pod has taken the address.
+        """
+        data = self.data
+        if data[self.established_at] == PRESENT:
+            return avro.read_long(data, self.established_at + 1)[0]
+        if data[TYPE_AT] == CONNECT_FAILED:
+            _errno, position = avro.read_long(data, self.flow_run_at)
+            _handshake, position = _read_optional(data, position)
+            duration_us, _ = _read_optional(data, position)
+            return self.event_unix_us - (duration_us or 0)
+        return self.event_unix_us
+
+    @property
+    def socket(self) -> int:
+        """A number that is the same for all that this socket tells, and only for that: boot, cookie, addresses."""
+        data = self.data
+        addresses = data[LOCAL.start : REMOTE.stop]
+        return hash((self.header.boot_id, addresses, data[self.cookie_at : self.established_at]))
+
+
+def _read_optional(data: bytes, position: int) -> tuple[int | None, int]:
+    return avro.read_long(data, position + 1) if data[position] else (None, position + 1)
 
 
 @dataclass(frozen=True)
@@ -133,6 +175,11 @@ class Rejected:
 
 class _BadBatchError(ValueError):
     """The batch contradicts itself; args are reason and detail."""
+
+
+def is_foreign(halves: list[Half], cluster: str) -> bool:
+    """Return whether a batch is another cluster's, whose enricher shares the topic: its pods are not ours."""
+    return bool(halves) and halves[0].header.cluster != cluster
 
 
 def cut(value: bytes | None, partition: int, ids: SchemaIds, schema_id: int) -> list[Half] | Rejected:
@@ -172,16 +219,7 @@ def _cut(value: bytes, partition: int) -> list[Half]:
         found = match(value, position, end)
         if found is None or found.end() != end:
             raise _BadBatchError("INCONSISTENT_SIZES", f"event {index} does not fill its {size} bytes")
-        halves.append(
-            Half(
-                header,
-                index,
-                value[position:end],
-                found.start(1) - position,
-                found.start(2) - position,
-                found.start(3) - position,
-            )
-        )
+        halves.append(_half(header, index, value[position:end], found, position))
         position = end
     if value[position:] != b"\x00":
         raise _BadBatchError(
@@ -190,12 +228,26 @@ def _cut(value: bytes, partition: int) -> list[Half]:
     return halves
 
 
+def _half(header: Header, index: int, data: bytes, found: re.Match[bytes], position: int) -> Half:
+    start = found.start
+    return Half(
+        header,
+        index,
+        data,
+        start(1) - position,
+        start(2) - position,
+        start(3) - position,
+        start(4) - position,
+        start(5) - position,
+    )
+
+
 def half(header: Header, index: int, data: bytes) -> Half:
     """Return the half whose encoded TcpEvent is `data`, as `cut` would; ValueError when it is none."""
     found = _EVENT.fullmatch(data)
     if found is None:
         raise ValueError(f"{len(data)} bytes are no TcpEvent")
-    return Half(header, index, data, found.start(1), found.start(2), found.start(3))
+    return _half(header, index, data, found, 0)
 
 
 def _header(value: bytes) -> tuple[Header, int]:

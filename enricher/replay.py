@@ -119,6 +119,8 @@ class PartitionReplay:
         if isinstance(halves, raw.Rejected):
             self._counts.unreadable += 1
             halves = []
+        elif raw.is_foreign(halves, self._builder.cluster):
+            halves = []
         self._counts.halves += len(halves)
         yield from self._flows(append_ms, halves, moment)
 

@@ -113,7 +113,7 @@ class Share:
         self._reader = kafka.PartitionReader(settings.bootstrap, "podwire-replay", catalog.RAW.name)
         self._output = Output(kafka.producer(settings.bootstrap, f"podwire-replay-{os.getpid()}"))
         self._entry = Entry(self._output, None)
-        self._history = History()
+        self._history = History(settings.clock_skew_us)
         networks = Networks(settings.cidr_names, settings.cluster_cidrs)
         resolver = Resolver(self._history, networks)
         self._builder = FlowBuilder(
@@ -153,7 +153,7 @@ class Share:
 
     def _read_metadata(self) -> None:
         """Read what is known now, and wait a bounded time for what must still become known of the span's end."""
-        reader = metadata.MetadataReader(self._settings.bootstrap, self._ids)
+        reader = metadata.MetadataReader(self._settings.bootstrap, self._ids, self._settings.cluster)
         reader.start()
         try:
             while not reader.ready.is_set():
@@ -169,8 +169,7 @@ class Share:
             reader.stop()
 
     def _knows_the_span(self) -> bool:
-        until_us = self._history.pods_complete_until_us
-        return until_us is not None and until_us >= self._span.to_us
+        return self._history.is_settled(self._span.to_us)
 
     def _take(self, reader: metadata.MetadataReader) -> bool:
         changes = reader.drain()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from enricher.history import FOREVER_US
 from enricher.networks import scope
 from enricher.raw import CONTAINER_ID, LOCAL, OWNER_AT, POD_UID
 
@@ -100,7 +101,14 @@ NO_OWNER = resolution("UNRESOLVED", reason="NO_OWNER_AT_TIME", correctable=True)
 NO_OTHER_HALF = resolution("UNRESOLVED", reason="NO_OTHER_HALF", correctable=True)
 LOOPBACK = resolution("UNRESOLVED", reason="NO_OWNER_AT_TIME")
 LOOPBACK_OTHER_HALF = resolution("UNRESOLVED", reason="NO_OTHER_HALF")
-_BY_ITS_HALF_ALONE = {NO_OWNER: NO_OTHER_HALF, LOOPBACK: LOOPBACK_OTHER_HALF}
+EXTERNAL_YET = resolution("EXTERNAL", provisional=True)
+NO_OWNER_YET = resolution("UNRESOLVED", reason="NO_OWNER_AT_TIME", provisional=True)
+NO_OTHER_HALF_YET = resolution("UNRESOLVED", reason="NO_OTHER_HALF", provisional=True)
+_BY_ITS_HALF_ALONE = {
+    NO_OWNER: NO_OTHER_HALF,
+    NO_OWNER_YET: NO_OTHER_HALF_YET,
+    LOOPBACK: LOOPBACK_OTHER_HALF,
+}
 
 
 class Resolver:
@@ -119,9 +127,9 @@ class Resolver:
             return self._by_identity(identity, data[CONTAINER_ID], node, half.event_unix_us)
         if data[OWNER_AT] in _OWNERS_KNOWN:
             # A process that entered a pod's network from outside, as with nsenter, talks from the pod's address.
-            owners = self._history.owners(data[LOCAL], half.event_unix_us)
-            return _among(owners, half.event_unix_us) if owners else resolution("NODE", node=node)
-        found = self.at(data[LOCAL], half.event_unix_us)
+            owners = self._history.owners(data[LOCAL], half.as_of_us)
+            return self._among(owners, half.as_of_us) if owners else resolution("NODE", node=node)
+        found = self.at(data[LOCAL], half.as_of_us)
         if found.kind in {"EXTERNAL", "UNRESOLVED"}:
             reason = found.reason or "NO_OWNER_AT_TIME"
             return resolution(
@@ -150,33 +158,55 @@ class Resolver:
         return socket(pod, container_id)
 
     def at(self, address: bytes, time_us: int) -> Resolution:
-        """Return who had an address at a time, as far as metadata reaches."""
-        node = self._history.node(address, time_us)
-        if node is not None:
+        """Return who had an address at a time, as far as metadata reaches.
+
+        A pod that claims a node's address beats it: a node's object outlives its machine by minutes.
+        """
+        known = self._history
+        node, owners = known.node(address, time_us), known.owners(address, time_us)
+        if node is not None and not owners:
             return resolution("NODE", node=node)
         where, inside = scope(address), self._networks.in_cluster(address)
-        if where == "LOOPBACK":
-            return LOOPBACK
-        if where == "LINK_LOCAL" or inside is False:
-            return EXTERNAL
-        until_us = self._history.pods_complete_until_us
-        if until_us is None or until_us < time_us:
+        if where in {"LOOPBACK", "LINK_LOCAL"} or inside is False:
+            return LOOPBACK if where == "LOOPBACK" else EXTERNAL
+        until_us = known.pods_complete_until_us
+        if until_us is None or until_us < time_us or not known.is_complete("nodes", time_us):
             return LATE
-        owners = self._history.owners(address, time_us)
         if owners:
-            return _among(owners, time_us)
-        return NO_OWNER if inside or self._history.is_pod_address(address, time_us) else EXTERNAL
+            return self._among(owners, time_us)
+        settled = known.is_settled(time_us)
+        if inside or known.is_pod_address(address, time_us):
+            return NO_OWNER if settled else NO_OWNER_YET
+        # Where no range says what is a pod's, a private address may be that of a pod which the API doesn't show yet.
+        return EXTERNAL if settled or where == "PUBLIC" else EXTERNAL_YET
 
+    def _among(self, owners: list[Ownership], time_us: int) -> Resolution:
+        """Return the one sure owner; else the doubt, naming a pod only when no other comes into question.
 
-def _among(owners: list[Ownership], time_us: int) -> Resolution:
-    """Return the one sure owner; else the doubt, naming a pod only when no other comes into question."""
-    sure = [owner.pod for owner in owners if owner.from_latest_us <= time_us < owner.to_earliest_us]
-    if len(sure) == 1:
-        return resolution("IP_AT_TIME", pod=sure[0], node=sure[0].node)
-    if len(owners) == 1:
-        pod = owners[0].pod
-        return resolution("IP_AMBIGUOUS", reason="UNCERTAIN_BAND", candidates=1, pod=pod, node=pod.node)
-    return resolution("IP_AMBIGUOUS", reason="SEVERAL_OWNERS", candidates=len(owners))
+        A claim without an end is sure, and the others are all there are, as far as the lag of statuses allows.
+        """
+        settled = self._history.is_settled(time_us)
+        sure = [
+            owner.pod
+            for owner in owners
+            if owner.from_latest_us <= time_us < owner.to_earliest_us
+            and (settled or owner.to_latest_us != FOREVER_US)
+        ]
+        if len(sure) == 1:
+            return resolution("IP_AT_TIME", pod=sure[0], node=sure[0].node)
+        if len(owners) == 1:
+            pod = owners[0].pod if settled else None
+            return resolution(
+                "IP_AMBIGUOUS",
+                reason="UNCERTAIN_BAND",
+                candidates=1,
+                pod=pod,
+                node=pod.node if pod else None,
+                provisional=not settled,
+            )
+        return resolution(
+            "IP_AMBIGUOUS", reason="SEVERAL_OWNERS", candidates=len(owners), provisional=not settled
+        )
 
 
 def direction(client: Resolution, server: Resolution) -> str:

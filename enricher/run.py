@@ -107,8 +107,8 @@ def _schema_ids(settings: Settings, waiting: Waiting) -> SchemaIds:
 
 
 def _assemble(settings: Settings, ids: SchemaIds, exporting: CollectorRegistry, waiting: Waiting) -> Worker:
-    history = History()
-    reader = metadata.MetadataReader(settings.bootstrap, ids)
+    history = History(settings.clock_skew_us)
+    reader = metadata.MetadataReader(settings.bootstrap, ids, settings.cluster)
     reader.start()
     while not reader.ready.wait(RETRY_SECONDS):
         waiting.say("metadata to its end")

@@ -43,9 +43,16 @@ class Settings(BaseSettings):
         "difference between the broker's clock and ours",
     )
     metadata_wait_ms: int = Field(
-        5000,
+        15_000,
         ge=0,
-        description="milliseconds that a record may wait for metadata before it goes out UNRESOLVED",
+        description="milliseconds that a record may wait for metadata before it goes out as it is: UNRESOLVED, or "
+        "IP_AMBIGUOUS; should exceed the watcher's status lag plus the clock skew plus the age of its watermarks",
+    )
+    clock_skew_ms: int = Field(
+        1000,
+        ge=0,
+        description="milliseconds that the clocks of a node and of the watcher may differ; by so much each end of the "
+        "time in which an address is surely a pod's moves inwards, and of that in which it may be, outwards",
     )
     correction_ms: int = Field(
         60_000,
@@ -61,7 +68,8 @@ class Settings(BaseSettings):
     )
     cidr_names: Annotated[dict[str, tuple[str, ...]], NoDecode] = Field(
         default_factory=dict,
-        description='named networks as JSON, {"office": ["203.0.113.0/24"]}; the longest range names an address',
+        description='named networks as JSON, {"office": ["203.0.113.0/24"]}; the longest range names an address; '
+        '"cloud-metadata" is built in (169.254.169.254, fd00:ec2::254) and may be given other ranges, or none',
     )
     cluster_cidrs: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -110,6 +118,11 @@ class Settings(BaseSettings):
             for cidr in cidrs:
                 ipaddress.ip_network(cidr, strict=False)
         return value
+
+    @property
+    def clock_skew_us(self) -> int:
+        """Return `clock_skew_ms` in microseconds."""
+        return self.clock_skew_ms * 1000
 
     @property
     def group_id(self) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
@@ -19,15 +20,14 @@ import pytest
 from podwire import topics
 from podwire.demo import mounts
 from podwire.demo.broker import Broker
-from podwire.demo.lab import Lab, Pod
+from podwire.demo.lab import Lab
 from podwire.demo.processes import Services
 from podwire.demo.totals import identity
 from podwire.flows import FlowReader
 from schemas.registry import CatalogIds
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from podwire.flows import Flow
 
@@ -53,6 +53,24 @@ class Kafka(Protocol):
 
     def stop(self) -> None:
         """End it."""
+
+
+class Place(Protocol):
+    """Where programs run, a pod or the node itself."""
+
+    @property
+    def ip(self) -> str:
+        """Its address."""
+
+    @property
+    def ip6(self) -> str | None:
+        """Its IPv6 address."""
+
+    def run(self, command: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+        """Run a command there to its end."""
+
+    def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a command there."""
 
 
 class Pipeline:
@@ -171,21 +189,19 @@ class Pipeline:
                 pytest.fail(f"not seen within {seconds_max:g} s; seen: {dict(kinds)}")
             time.sleep(0.2)  # the topic is polled: a consumer that stays would hide what a restart repeats
 
-    def of(self, pod: Pod, said: list[dict[str, Any]]) -> dict[int, list[Flow]]:
-        """Return the flow records of the connections that a program in `pod` said it made, by client port."""
+    def of(self, place: Place, said: list[dict[str, Any]]) -> dict[int, list[Flow]]:
+        """Return the flow records of the connections that a program in `place` said it made, by client port."""
         made = {(one["pid"], one["port"]) for one in said}  # another program may have had the port before
+        addresses = {place.ip, place.ip6, *(one.get("address") for one in said)}
         found: dict[int, list[Flow]] = defaultdict(list)
         for flow in self.flows.values():
-            if (
-                flow["client_address"] in (pod.ip, pod.ip6)
-                and (flow["client_pid"], flow["client_port"]) in made
-            ):
+            if flow["client_address"] in addresses and (flow["client_pid"], flow["client_port"]) in made:
                 found[flow["client_port"]].append(flow)
         return found
 
     def settled(
         self,
-        pod: Pod,
+        place: Place,
         said: list[dict[str, Any]],
         expected: set[tuple[str, str]],
         seconds_max: float = SEEN_SECONDS_MAX,
@@ -193,14 +209,14 @@ class Pipeline:
         """Wait until each connection has the (record type, observed by) records that are expected, and return them."""
 
         def enough(_: list[Flow]) -> bool:
-            found = self.of(pod, said)
+            found = self.of(place, said)
             return len(found) == len(said) and all(
                 expected <= {(flow["record_type"], flow["observed_by"]) for flow in flows}
                 for flows in found.values()
             )
 
         self.wait_for(enough, seconds_max)
-        return self.of(pod, said)
+        return self.of(place, said)
 
 
 def program(part: str, name: str, port: int, **options: object) -> list[str]:
@@ -209,18 +225,18 @@ def program(part: str, name: str, port: int, **options: object) -> list[str]:
     return [sys.executable, str(TRAFFIC), part, "--name", name, "--port", str(port), *more]
 
 
-def serve(pod: Pod, name: str, port: int) -> subprocess.Popen[bytes]:
-    """Start a server in the pod and return it once it listens."""
-    import subprocess
-
-    server = pod.popen(program("serve", name, port), stdout=subprocess.PIPE)
+def serve(
+    place: Place, name: str, port: int, part: str = "serve", **options: object
+) -> subprocess.Popen[bytes]:
+    """Start a server there and return it once it listens."""
+    server = place.popen(program(part, name, port, **options), stdout=subprocess.PIPE)
     assert server.stdout is not None
     assert server.stdout.readline() == b"listening\n"
     return server
 
 
-def said_by(pod: Pod, argv: list[str], seconds_max: float = 120) -> list[dict[str, Any]]:
-    """Run a client in the pod to its end and return the connections it says it made."""
-    done = pod.run(argv, timeout=seconds_max)
+def said_by(place: Place, argv: list[str], seconds_max: float = 120) -> list[dict[str, Any]]:
+    """Run a client there to its end and return the connections it says it made."""
+    done = place.run(argv, timeout=seconds_max)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

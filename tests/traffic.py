@@ -2,7 +2,8 @@
 
 A script of its own, without imports from Podwire. `serve` answers on a port until it is ended: a request is
 two little-endian 32-bit numbers, how many bytes follow and how many to send back, and the bytes. `talk` makes
-connections one after the other, or up to N at a time, and prints one JSON object per connection.
+connections one after the other, or up to N at a time, and prints one JSON object per connection. `proxy` stands
+between the two.
 """
 
 from __future__ import annotations
@@ -65,6 +66,22 @@ def answer(connection: socket.socket) -> bool:
     receive_exactly(connection, up)
     connection.sendall(b"r" * down)
     return True
+
+
+def proxy(port: int, address: str, onward_port: int) -> None:
+    """Answer each connection from one of its own to another server, one after the other, until SIGTERM."""
+    listener = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=128)
+    print("listening", flush=True)
+    while True:
+        incoming, _ = listener.accept()
+        with incoming, socket.create_connection((address, onward_port)) as onward:
+            header = incoming.recv(8, socket.MSG_WAITALL)
+            up, down = struct.unpack("<II", header)
+            receive_exactly(incoming, up)
+            onward.sendall(header + b"s" * up)
+            receive_exactly(onward, down)
+            say(onward, sent=8 + up, received=down)
+            incoming.sendall(b"r" * down)
 
 
 def talk(address: str, port: int, count: int, send: int, receive: int, at_once: int) -> None:
@@ -137,10 +154,11 @@ def say(connection: socket.socket, **more: int) -> None:
 def main() -> None:
     """Do what the command line says."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=("serve", "talk", "keep-talking", "tick", "fail", "hold"))
+    parser.add_argument("part", choices=("serve", "proxy", "talk", "keep-talking", "tick", "fail", "hold"))
     parser.add_argument("--name", required=True, help="process name")
     parser.add_argument("--address", default="")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--onward-port", type=int, default=0)
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--send", type=int, default=100)
     parser.add_argument("--receive", type=int, default=1000)
@@ -152,6 +170,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     if given.part == "serve":
         serve(given.port)
+    elif given.part == "proxy":
+        proxy(given.port, given.address, given.onward_port)
     elif given.part == "talk":
         talk(given.address, given.port, given.count, given.send, given.receive, given.at_once)
     elif given.part == "keep-talking":

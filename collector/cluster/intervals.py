@@ -6,13 +6,16 @@ A band says when an address was a pod's: possibly from `from_earliest_us` to `to
 `from_latest_us` to `to_earliest_us` (which may be empty). Rules, since Kubernetes doesn't publish these moments:
 * The first address can't be older than `status.startTime` (the kubelet sets it before it makes the sandbox) and
   is there when a container starts, at the latest when the API shows it.
-* A later address came, and the earlier one went, between the last moment the earlier was known, less the lag of
-  pod statuses, and the moment the API shows the change.
+* A later address came, and the earlier one went, between the time up to which the kind was known completely, less
+  the lag of pod statuses, and the moment the API shows the change.
 * A pod being deleted may have given its address up since the request; the end stays open until it's gone.
-* A completed pod kept its addresses until its last container ended, and the lag of statuses later has none.
-* A pod that vanished had its addresses when it was last known, and none when it was seen to be gone. (After a
-  forced deletion its processes may live on unseen; the address isn't given to others before they end.)
-Seconds are rounded down by Kubernetes, so a latest bound taken from them has one second added.
+* A completed pod kept its addresses until its last container ended, and the lag of statuses later has none. Where
+  no container tells its end (evicted, rejected), the end is between the two moments of a change, plus the lag.
+* A pod that vanished had its addresses until the kind was last known completely, less the lag, and none when it
+  was seen to be gone. (After a forced deletion its processes may live on unseen; the address isn't given to others
+  before they end.)
+Seconds are rounded down by Kubernetes, so a latest bound taken from them has one second added. When a state was read
+is never taken for when it came about: a watch may deliver late, and the pages of a list show its first page's moment.
 """
 
 from __future__ import annotations
@@ -49,10 +52,10 @@ class Moment:
     status_lag_us: int
     retention_us: int
 
-    def known_us(self, previous: Record) -> int:
-        """Return until when `previous` is known to have held."""
-        written_us: int = previous["observed_unix_us"]
-        return min(self.observed_us, max(self.known_until_us, written_us))
+    @property
+    def held_us(self) -> int:
+        """Until when what a pod's earlier status said surely was so on its node."""
+        return min(self.observed_us, self.known_until_us) - self.status_lag_us
 
 
 def advance(previous: Record | None, seen: Seen, moment: Moment) -> Record:
@@ -78,9 +81,8 @@ def close(kind: Kind, previous: Record, moment: Moment) -> Record:
     if record["valid_to_us"] is None:
         record["valid_to_us"] = max(moment.observed_us, record["valid_from_us"])
     if kind == "pods":
-        known_us = moment.known_us(previous)
         record["addresses"] = [
-            band if _is_ended(band) else _end(band, _or(band["to_earliest_us"], known_us), moment.observed_us)
+            band if _is_ended(band) else _end(band, _held(band, moment), moment.observed_us)
             for band in previous["addresses"]
         ]
     return record
@@ -111,22 +113,22 @@ def _completed_us(previous: Record | None, pod: PodTimes, valid_from_us: int, mo
 def _bands(previous: Record | None, pod: PodTimes, valid_from_us: int, moment: Moment) -> list[Record]:
     """Return a pod's bands in the order of their beginning, at most one of them open per address."""
     before = previous["addresses"] if previous else []
-    known_us = moment.known_us(previous) if previous else moment.known_until_us
     bands = [
         band
         if _is_ended(band) or (band["address"] in pod.addresses and not pod.terminal)
-        else _gone(band, pod, known_us, moment)
+        else _gone(band, pod, _held(band, moment), moment)
         for band in before
     ]
-    held = {band["address"] for band in bands if not _is_ended(band)}
-    known = {band["address"] for band in bands}
+    told = {band["address"] for band in before if not _is_ended(band)}
+    if pod.terminal and previous and previous["valid_to_us"] is not None:
+        told |= {band["address"] for band in before}
     for address in pod.addresses:
-        if address in held or (pod.terminal and address in known):
+        if address in told:
             continue
         since_us = _or(pod.started_us, valid_from_us)
         if before:
             ends = [band["to_latest_us"] for band in before if band["address"] == address]
-            since_us = max([since_us, known_us - moment.status_lag_us, *ends])
+            since_us = max([since_us, moment.held_us, *ends])
         band = _begin(address, since_us, pod, moment, first=not before)
         bands.append(_gone(band, pod, band["from_earliest_us"], moment) if pod.terminal else band)
     kept_us = moment.observed_us - moment.retention_us
@@ -158,14 +160,18 @@ def _terminating(band: Record, pod: PodTimes) -> Record:
     return band | {"to_earliest_us": max(band["from_earliest_us"], pod.terminating_us)}
 
 
-def _gone(band: Record, pod: PodTimes, known_us: int, moment: Moment) -> Record:
+def _gone(band: Record, pod: PodTimes, held_us: int, moment: Moment) -> Record:
     """Return the ended band of an address that a pod no longer has, as it completed or changed its address."""
     if not pod.terminal:
-        changed_us = known_us - moment.status_lag_us
-        return _end(band, min(changed_us, _or(band["to_earliest_us"], changed_us)), moment.observed_us)
-    if pod.finished_us is None:
-        return _end(band, _or(band["to_earliest_us"], known_us), moment.observed_us)
+        return _end(band, held_us, moment.observed_us)
+    if pod.finished_us is None or band["address"] not in pod.addresses:
+        return _end(band, held_us, moment.observed_us + moment.status_lag_us)
     return _end(band, pod.finished_us, pod.finished_us + SECOND_US + moment.status_lag_us)
+
+
+def _held(band: Record, moment: Moment) -> int:
+    """Return until when an open band's address surely was the pod's: until the request for its end, if earlier."""
+    return min(moment.held_us, _or(band["to_earliest_us"], moment.held_us))
 
 
 def _end(band: Record, earliest_us: int, latest_us: int) -> Record:

@@ -50,6 +50,7 @@ class Publisher:
         cluster: str,
         source: str,
         watermark_schema_id: int,
+        status_lag_us: int,
         stop: Stop,
         metrics: Metrics,
     ) -> None:
@@ -57,6 +58,7 @@ class Publisher:
         self._cluster = cluster
         self._source = source
         self._watermark_schema_id = watermark_schema_id
+        self._status_lag_us = status_lag_us
         self._stop = stop
         self._metrics = metrics
         self.meanwhile: Callable[[], None] = lambda: None
@@ -127,6 +129,7 @@ class Publisher:
                 "topic": TOPICS[kind].name,
                 "end_offset": ends[kind],
                 "source": self._source,
+                "status_lag_us": self._status_lag_us if kind == "pods" else None,
             }
             value = codec.encode(catalog.WATERMARKS.schema, record, self._watermark_schema_id)
             self._produce(catalog.WATERMARKS.name, f"{self._cluster}/{kind}", value, None)

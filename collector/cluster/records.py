@@ -48,9 +48,9 @@ class PodTimes:
     Attributes:
         addresses: addresses it has in this state, in its own order.
         started_us: when its node took it up (status.startTime), before it had any address.
-        container_started_us: first start of a container of this run; it had its addresses by then.
+        container_started_us: when a container of its present sandbox had started; it had its addresses by then.
         terminating_us: earliest time at which its end may have begun: the request to delete it.
-        finished_us: when its last container ended; None while it runs, or when that is not told.
+        finished_us: when its last container ended; None while it runs, or when not every end is told.
         terminal: its phase is Succeeded or Failed.
     """
 
@@ -143,17 +143,15 @@ def _pod(item: Any, meta: Any, labels: Collection[str]) -> tuple[Record, PodTime
         "containers": list(_containers(spec, status)),
         "phase": phase,
     }
-    states = [state for one in _statuses(status) for state in (one.get("state") or {}).values() if state]
-    started = [at for state in states if (at := unix_us(state.get("startedAt"))) is not None]
     terminal = phase in TERMINAL_PHASES
     times = PodTimes(
         addresses=tuple(
             _addresses([status.get("podIP"), *(one.get("ip") for one in status.get("podIPs") or ())])
         ),
         started_us=unix_us(status.get("startTime")),
-        container_started_us=min(started, default=None),
+        container_started_us=_container_started_us(status, terminal=terminal),
         terminating_us=_terminating_us(meta),
-        finished_us=_finished_us(status, states) if terminal else None,
+        finished_us=_finished_us(status) if terminal else None,
         terminal=terminal,
     )
     return record, times
@@ -172,15 +170,27 @@ def _terminating_us(meta: Any) -> int | None:
     return ends_us - int(meta.get("deletionGracePeriodSeconds") or 0) * SECOND_US
 
 
-def _finished_us(status: Any, states: list[Any]) -> int | None:
-    """Return the last container's end; without one (evicted, rejected), when the pod stopped being ready."""
-    finished = [at for state in states if (at := unix_us(state.get("finishedAt"))) is not None]
-    if finished:
-        return max(finished)
-    for condition in status.get("conditions") or ():
-        if condition.get("type") == "Ready" and condition.get("status") == "False":
-            return unix_us(condition.get("lastTransitionTime"))
-    return None
+def _times(status: Any, state: str, name: str) -> list[int | None]:
+    """Return a time of each container that is in a state."""
+    states = [(one.get("state") or {}).get(state) for one in _statuses(status)]
+    return [unix_us(one.get(name)) for one in states if one]
+
+
+def _container_started_us(status: Any, *, terminal: bool) -> int | None:
+    """Return the first start among running containers, of a completed pod the last one among all.
+
+    A container that has ended may have run in an earlier sandbox, with another address.
+    """
+    if terminal:
+        return max((at for at in _times(status, "terminated", "startedAt") if at is not None), default=None)
+    return min((at for at in _times(status, "running", "startedAt") if at is not None), default=None)
+
+
+def _finished_us(status: Any) -> int | None:
+    """Return the last container's end; None unless every one that ended says when (a lost one doesn't)."""
+    ends = _times(status, "terminated", "finishedAt")
+    told = [at for at in ends if at is not None]
+    return max(told) if told and len(told) == len(ends) else None
 
 
 def _containers(spec: Any, status: Any) -> Iterator[Record]:

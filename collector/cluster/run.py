@@ -236,6 +236,7 @@ def _publisher(
         cluster=settings.cluster,
         source=source,
         watermark_schema_id=ids.id_of(catalog.WATERMARKS),
+        status_lag_us=settings.status_lag_us,
         stop=stop,
         metrics=metrics,
     )

@@ -236,6 +236,8 @@ class Lab:
             [
                 f"link add pod{number} type veth peer name eth0 netns {netns}",
                 f"link set pod{number} master br0 up",
+                # A pod that a Service leads back to itself gets what came in here out of here again.
+                f"link set pod{number} type bridge_slave hairpin on",
             ],
         )
         lines = ["link set lo up", f"address add {ip}/24 dev eth0", "link set eth0 up"]

@@ -37,6 +37,12 @@ GENERATIONS_OF_SLOW = 8
 SLOW, FAST = 10, 160
 FLOWS_PER_GENERATION = 40
 ANSWER_SECONDS_MAX = 120.0
+SETTINGS = {
+    "PODWIRE_WATERMARK_INTERVAL_MS": "200",
+    # A manifest shows a pod at once, and there is one clock; by the defaults no pod here lives long enough to be sure.
+    "PODWIRE_STATUS_LAG_MS": "500",
+    "PODWIRE_CLOCK_SKEW_MS": "100",
+}
 
 
 @dataclass(frozen=True)
@@ -99,11 +105,13 @@ class Churn:
         chosen = owners[:SLOW] + owners[SLOW :: max(1, FAST // (FLOWS_PER_GENERATION - SLOW))]
         for owner in chosen:
             key = halves.key(next(self._keys))
+            now_us = time.time_ns() // 1000
             event = halves.event(
                 "CONNECT",
                 "CLIENT",
                 key,
-                event_unix_us=time.time_ns() // 1000,
+                event_unix_us=now_us,
+                established_unix_us=now_us,
                 remote_address=halves.ip(owner.address),
                 remote_port=8080,
             )
@@ -125,7 +133,7 @@ def play(folder: Path, pods: int, seconds: float) -> Row:
         manifests=folder / "manifests.json",
         node=NODE,
         cluster=halves.CLUSTER,
-        settings={"PODWIRE_WATERMARK_INTERVAL_MS": "200"},
+        settings=SETTINGS,
     )
     del services.processes["node"]
     try:

@@ -11,26 +11,28 @@ from enricher.raw import ACCEPT, CLIENT, CLOSE, CONNECT, CONNECT_FAILED, SERVER,
 
 WINDOW_MS = 10
 HEADER = Header("testing", "node-1", "boot", 1, 0, 0, 1, 0)
-Event = tuple[int, int, int]
-"""Key, type, role."""
+Event = tuple[int, int, int, int]
+"""Key, type, role, socket."""
 Message = tuple[int, list[Event]]
 """Append time in ms, events."""
 
 EVENTS = st.tuples(
     st.integers(0, 5),
     st.sampled_from([(CONNECT, CLIENT), (ACCEPT, SERVER), (CLOSE, CLIENT), (CLOSE, SERVER)]),
-).map(lambda drawn: (drawn[0], *drawn[1]))
-FAILURES = st.integers(0, 5).map(lambda key: (key, CONNECT_FAILED, CLIENT))
+    st.sampled_from([0, 0, 0, 0, 1]),
+).map(lambda drawn: (drawn[0], *drawn[1], drawn[2]))
+FAILURES = st.integers(0, 5).map(lambda key: (key, CONNECT_FAILED, CLIENT, 0))
 
 
 @st.composite
 def topics(draw: st.DrawFn, *, repeats: bool) -> list[Message]:
-    """Draw a partition's content in append order; without `repeats` no half comes twice."""
+    """Draw a partition's content in append order; without `repeats` no half comes twice, and no keys collide."""
     now_ms, seen, out = 100, set(), []
     for _ in range(draw(st.integers(1, 25))):
         now_ms += draw(st.integers(0, WINDOW_MS + 2))
         events = draw(st.lists(EVENTS | FAILURES, max_size=4))
         if not repeats:
+            events = [(*event[:3], 0) for event in events]
             events = [event for event in dict.fromkeys(events) if event not in seen]
             seen.update(events)
         out.append((now_ms, events))
@@ -39,14 +41,15 @@ def topics(draw: st.DrawFn, *, repeats: bool) -> list[Message]:
 
 def half(event: Event) -> Half:
     """Return a half that has only what pairing looks at."""
-    key, type_, role = event
-    return Half(HEADER, 0, key.to_bytes(8, "little") + bytes((type_, role)), 0, 0, 0)
+    key, type_, role, socket = event
+    data = key.to_bytes(8, "little") + bytes((type_, role, socket))
+    return Half(HEADER, 0, data, 0, 0, 0, 10, 11)
 
 
 def told(pairs: list[Pair]) -> list[tuple[Event | None, Event | None]]:
     """Return pairs as events."""
     return [
-        tuple((one.data[0], one.data[8], one.data[9]) if one else None for one in pair)  # type: ignore[misc]
+        tuple((one.data[0], *one.data[8:11]) if one else None for one in pair)  # type: ignore[misc]
         for pair in pairs
     ]
 
@@ -60,31 +63,42 @@ def oracle(messages: list[Message]) -> list[list[tuple[Event | None, Event | Non
     """Return what each message should let out, found by looking at all halves so far every time."""
     kind = {CONNECT: 0, ACCEPT: 0, CLOSE: 1}
     waiting: list[tuple[int, Event]] = []
-    paired: list[tuple[int, int, int]] = []
+    over: list[
+        tuple[int, tuple[int, int], set[tuple[int, int]]]
+    ] = []  # when, key, (role, socket) of the pair
     out = []
     for now, events in messages:
         expired = [(at, event) for at, event in waiting if at < now - WINDOW_MS]
         waiting = [one for one in waiting if one not in expired]
-        paired = [one for one in paired if one[0] >= now - WINDOW_MS]
-        outputs: list[tuple[Event | None, Event | None]] = [
-            (event, None) if event[2] == CLIENT else (None, event) for _, event in expired
-        ]
+        over = [one for one in over if one[0] >= now - WINDOW_MS]
+        outputs = [side(event) for _, event in expired]
         for event in events:
-            key, type_, role = event
+            number, type_, role, socket = event
             if type_ == CONNECT_FAILED:
                 outputs.append((event, None))
                 continue
-            if any((key, kind[type_]) == one[1:] for one in paired):
-                continue
-            others = [one for one in waiting if (one[1][0], kind[one[1][1]]) == (key, kind[type_])]
-            if not others:
+            key = (number, kind[type_])
+            before = next((one for one in over if one[1] == key), None)
+            others = [one for one in waiting if (one[1][0], kind[one[1][1]]) == key]
+            if before is not None:
+                outputs += [] if (role, socket) in before[2] else [side(event)]
+            elif not others:
                 waiting.append((now, event))
-            elif others[0][1][2] != role:
+            elif (other := others[0][1])[2] != role:
                 waiting.remove(others[0])
-                paired.append((now, key, kind[type_]))
-                outputs.append((event, others[0][1]) if role == CLIENT else (others[0][1], event))
+                over.append((now, key, {(role, socket), (other[2], other[3])}))
+                outputs.append((event, other) if role == CLIENT else (other, event))
+            elif other[3] != socket:
+                waiting.remove(others[0])
+                over.append((now, key, set()))
+                outputs += [side(other), side(event)]
         out.append(outputs)
     return out
+
+
+def side(event: Event) -> tuple[Event | None, Event | None]:
+    """Return a half that goes out alone."""
+    return (event, None) if event[2] == CLIENT else (None, event)
 
 
 @settings(max_examples=150, deadline=None)

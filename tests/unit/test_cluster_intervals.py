@@ -110,7 +110,24 @@ def test_terminating_pod_may_have_ended_since_the_request() -> None:
 def test_vanished_pod_ends_between_last_known_and_seen_gone() -> None:
     """Without any word of a deletion, what the last complete look knew is all there is."""
     gone = intervals.close("pods", after(None, at(60)), at(500, known=200))
-    assert bands(gone) == [("10.1.0.5", 1, 5, 200, 500)]
+    assert bands(gone) == [("10.1.0.5", 1, 5, 190, 500)]
+
+
+def test_pod_vanished_while_its_deletion_was_asked_for_had_its_address_until_then() -> None:
+    """The request is an earlier bound than the last complete look."""
+    meta = {"deletionTimestamp": "2026-11-22T08:02:10Z", "deletionGracePeriodSeconds": 30}
+    terminating = after(after(None, at(60)), at(101), meta=meta)
+    assert bands(intervals.close("pods", terminating, at(500, known=200))) == [("10.1.0.5", 1, 5, 100, 500)]
+
+
+def test_state_read_late_says_nothing_of_how_long_it_held() -> None:
+    """A watch that stalled hands over two states at once: the second began somewhere in the stall."""
+    first = after(None, at(60))
+    stalled = after(first, at(100, known=59), phase="Unknown")
+    assert bands(after(stalled, at(100, known=59), ip="10.1.0.9")) == [
+        ("10.1.0.5", 1, 5, 49, 100),
+        ("10.1.0.9", 49, 100, None, None),
+    ]
 
 
 def test_completed_pod_ends_with_its_last_container() -> None:
@@ -133,11 +150,27 @@ def test_completed_pod_stays_as_it_ended() -> None:
     assert not intervals.differs(first, intervals.close("pods", first, at(300)))
 
 
+def test_address_that_came_back_unseen_before_the_end_is_not_forgotten() -> None:
+    """A pod lost its address, and when it's seen again it has it once more and is completed."""
+    state = {"terminated": {"startedAt": "2026-11-22T08:01:30Z", "finishedAt": "2026-11-22T08:01:40Z"}}
+    without = after(after(None, at(60)), at(80), ips=[])
+    ended = after(without, at(103, known=80), phase="Succeeded", statuses=[container(state=state)])
+    assert bands(ended) == [("10.1.0.5", 1, 5, 69, 80), ("10.1.0.5", 80, 103, 100, 111)]
+
+
+def test_completed_pods_end_says_nothing_of_an_address_that_it_had_before() -> None:
+    """Its last containers ran with another address; when that one came nobody saw."""
+    state = {"terminated": {"startedAt": "2026-11-22T08:01:30Z", "finishedAt": "2026-11-22T08:01:40Z"}}
+    ended = {"phase": "Succeeded", "statuses": [container(state=state)]}
+    record = after(after(None, at(60)), at(103, known=80), ip="10.1.0.9", **ended)
+    assert bands(record) == [("10.1.0.5", 1, 5, 70, 113), ("10.1.0.9", 70, 103, 100, 111)]
+
+
 def test_evicted_pod_ends_between_last_known_and_seen() -> None:
     """Without container statuses the end is known by observation only, and stays where it was put."""
     evicted = {"phase": "Failed", "statuses": []}
     first = after(after(None, at(60)), at(103), **evicted)
-    assert bands(first) == [("10.1.0.5", 1, 5, 102, 103)]
+    assert bands(first) == [("10.1.0.5", 1, 5, 92, 113)]
     assert first["valid_to_us"] == CREATED_US + 103 * SECOND_US
     assert after(first, at(200), **evicted)["valid_to_us"] == first["valid_to_us"]
 
@@ -145,7 +178,7 @@ def test_evicted_pod_ends_between_last_known_and_seen() -> None:
 def test_pod_first_seen_evicted_was_sure_of_nothing() -> None:
     """Nobody knows when it ended, so it has a possible band and no sure one."""
     record = after(None, at(103), phase="Failed", statuses=[])
-    assert bands(record) == [("10.1.0.5", 1, 103, 1, 103)]
+    assert bands(record) == [("10.1.0.5", 1, 103, 1, 113)]
 
 
 def test_job_shorter_than_a_second_has_no_sure_time() -> None:
@@ -159,7 +192,7 @@ def test_pod_that_reappears_opens_a_new_band() -> None:
     """A manifest may lose a pod and get it back; the gap stays a gap."""
     gone = intervals.close("pods", after(None, at(60)), at(100))
     back = after(gone, at(200))
-    assert bands(back) == [("10.1.0.5", 1, 5, 99, 100), ("10.1.0.5", 189, 200, None, None)]
+    assert bands(back) == [("10.1.0.5", 1, 5, 89, 100), ("10.1.0.5", 189, 200, None, None)]
     assert back["valid_to_us"] is None
 
 

@@ -114,6 +114,7 @@ def publisher(producer: Producer, stop: Stop | None = None) -> Publisher:
         cluster="c",
         source="manifests",
         watermark_schema_id=6,
+        status_lag_us=10_000_000,
         stop=stop or Stop(),
         metrics=Metrics(),
     )

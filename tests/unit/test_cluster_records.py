@@ -113,31 +113,61 @@ def test_pod_termination_counts_from_the_request() -> None:
 
 
 @pytest.mark.parametrize(
-    ("phase", "states", "conditions", "finished_s"),
+    ("phase", "states", "finished_s"),
     [
-        ("Succeeded", [("08:00:20", "08:00:30"), ("08:00:21", "08:00:40")], [], 40),
-        ("Failed", [], [("Ready", "False", "08:00:50")], 50),
-        ("Failed", [], [("Ready", "True", "08:00:50")], None),
-        ("Failed", [], [], None),
-        ("Running", [("08:00:20", "08:00:30")], [], None),
+        ("Succeeded", [("08:00:20", "08:00:30"), ("08:00:21", "08:00:40")], 40),
+        ("Failed", [("08:00:20", "08:00:30"), (None, None)], None),
+        ("Failed", [], None),
+        ("Running", [("08:00:20", "08:00:30")], None),
     ],
-    ids=["containers", "evicted", "ready", "unknown", "running"],
+    ids=["containers", "lost", "evicted", "running"],
 )
-def test_pod_completion_time_is_the_last_containers(
-    phase: str, states: Any, conditions: Any, finished_s: int | None
-) -> None:
-    """A completed pod ended with its last container, else when it stopped being ready, else nobody knows."""
-    day = "2026-11-22T"
+def test_pod_completion_time_is_the_last_containers(phase: str, states: Any, finished_s: int | None) -> None:
+    """A completed pod ended with its last container; nobody knows when one of them does not say."""
     statuses = [
-        container(str(i), i, {"terminated": {"startedAt": f"{day}{start}Z", "finishedAt": f"{day}{end}Z"}})
+        container(str(i), i, {"terminated": {"exitCode": 137, **_span(start, end)}})
         for i, (start, end) in enumerate(states)
     ]
-    listed = [
-        {"type": kind, "status": value, "lastTransitionTime": f"{day}{at}Z"} for kind, value, at in conditions
-    ]
-    times = seen_pod(phase=phase, statuses=statuses, status={"conditions": listed}).pod
+    times = seen_pod(phase=phase, statuses=statuses).pod
     assert times is not None
     assert times.finished_us == (None if finished_s is None else CREATED_US + finished_s * SECOND_US)
+
+
+def _span(start: str | None, end: str | None) -> dict[str, str | None]:
+    day = "2026-11-22T"
+    return {"startedAt": start and f"{day}{start}Z", "finishedAt": end and f"{day}{end}Z"}
+
+
+@pytest.mark.parametrize(
+    ("states", "started_s"),
+    [
+        ([{"running": _span("08:00:20", None)}, {"running": _span("08:00:10", None)}], 10),
+        ([{"terminated": _span("08:00:05", "08:00:06")}, {"running": _span("08:00:20", None)}], 20),
+        (
+            [{"terminated": _span("08:00:05", "08:00:06")}, {"terminated": _span("08:00:09", "08:00:10")}],
+            None,
+        ),
+        ([{"waiting": {"reason": "ContainerCreating"}}], None),
+    ],
+    ids=["running", "restarted_sandbox", "ended", "waiting"],
+)
+def test_container_that_may_be_of_an_earlier_sandbox_proves_no_address(
+    states: list[dict[str, Any]], started_s: int | None
+) -> None:
+    """A new sandbox has a new address: only what runs, or what started last, surely started in it."""
+    times = seen_pod(statuses=[container(str(i), i, state) for i, state in enumerate(states)]).pod
+    assert times is not None
+    expected = None if started_s is None else CREATED_US + started_s * SECOND_US
+    assert times.container_started_us == expected
+
+
+def test_completed_pods_last_container_ran_in_its_last_sandbox() -> None:
+    """Nothing of a completed pod runs: what started last started with the address that is shown."""
+    states = [{"terminated": _span("08:00:05", "08:00:06")}, {"terminated": _span("08:00:09", "08:00:10")}]
+    statuses = [container(str(i), i, state) for i, state in enumerate(states)]
+    times = seen_pod(phase="Succeeded", statuses=statuses).pod
+    assert times is not None
+    assert times.container_started_us == CREATED_US + 9 * SECOND_US
 
 
 def test_pending_pod_is_kept_without_node_and_address() -> None:

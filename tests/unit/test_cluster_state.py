@@ -12,6 +12,7 @@ from schemas import codec
 from tests.objects import CLUSTER, CREATED_US, SECOND_US, node, pod, service
 
 MINUTE_US = 60 * SECOND_US
+LAG_US = 10 * SECOND_US
 RETENTION_US = 60 * MINUTE_US
 NOW_US = CREATED_US + 10 * MINUTE_US
 IDS: dict[Kind, int] = {kind: topic.schema_id for kind, topic in TOPICS.items()}
@@ -19,7 +20,7 @@ IDS: dict[Kind, int] = {kind: topic.schema_id for kind, topic in TOPICS.items()}
 
 def empty() -> State:
     """Return a state that knows nothing."""
-    return State(CLUSTER, IDS, 10 * SECOND_US, RETENTION_US)
+    return State(CLUSTER, IDS, LAG_US, RETENTION_US)
 
 
 def see(state: State, kind: Kind, *items: dict[str, Any], at_us: int = NOW_US) -> None:
@@ -90,7 +91,7 @@ def test_vanished_object_is_closed_once() -> None:
     assert closed is not None
     assert closed["valid_to_us"] == NOW_US + MINUTE_US
     band = closed["addresses"][0]
-    assert (band["to_earliest_us"], band["to_latest_us"]) == (NOW_US, NOW_US + MINUTE_US)
+    assert (band["to_earliest_us"], band["to_latest_us"]) == (NOW_US - LAG_US, NOW_US + MINUTE_US)
     see_all(state, "pods", pod("b"), at_us=NOW_US + 2 * MINUTE_US)
     assert taken(state) == {}
     assert (state.present_count("pods"), state.history_count("pods")) == (1, 1)
@@ -186,7 +187,7 @@ def test_restored_state_goes_on_as_if_never_stopped() -> None:
     assert set(changes) == {("pods", "uid-b")}
     closed = changes["pods", "uid-b"]
     assert closed is not None
-    assert closed["addresses"][0]["to_earliest_us"] == NOW_US
+    assert closed["addresses"][0]["to_earliest_us"] == NOW_US - LAG_US
     after.expire(NOW_US + RETENTION_US + 1)
     assert taken(after) == {("pods", "uid-gone"): None}
 

@@ -145,6 +145,35 @@ def test_warm_up_rebuilds_waiting_halves_silently() -> None:
     assert rig.engine.counts.pairs.repeats_paired == 2
 
 
+def test_halves_on_either_side_of_a_rebalance_pair_once() -> None:
+    """The first half went to a worker that lost the partition since; it tells nothing, its successor the pair."""
+    client, server = halves.opened(halves.key(1))
+    before, after = Rig(), Rig()
+    before.take(client)
+    before.tick()
+    assert before.acked == [0]
+    before.engine.revoke(0)
+    after.engine.warm(after.partition, [(NOW_MS, halves.batch([client]))])
+    after.take(client, append_ms=NOW_MS + 1)
+    after.take(server, append_ms=NOW_MS + 4000)
+    after.take(server, client, append_ms=NOW_MS + 4001)
+    after.engine.tell_idle(after.partition, NOW_MS + 10 * WINDOW_MS)
+    assert before.producer.flows() == []
+    (flow,) = after.producer.flows()
+    assert (flow["observed_by"], flow["client_pod"], flow["server_pod"]) == ("BOTH", "pod-1", "pod-2")
+
+
+def test_another_clusters_batch_is_left_to_its_enricher() -> None:
+    """Clusters may share the raw topic: the other's halves neither go out nor wait, here or after a restart."""
+    rig = Rig()
+    theirs = halves.batch([halves.failed(halves.key(1)), halves.opened(halves.key(2))[0]], cluster="other")
+    rig.engine.warm(rig.partition, [(NOW_MS, theirs)])
+    rig.take(value=theirs)
+    rig.tick()
+    assert (rig.producer.sent, rig.acked, rig.partition.pairing.waiting) == ([], [0], 0)
+    assert rig.engine.counts.foreign_batches == 1
+
+
 def test_idle_halves_hold_later_messages_until_delivered() -> None:
     """What a quiet partition told one-sided counts before messages that come after it."""
     rig = Rig()
@@ -311,32 +340,42 @@ class FakeMessage:
         """Return that all is well."""
 
 
-def pod_message(offset: int, value: bytes | None = None) -> FakeMessage:
+def pod_message(offset: int, value: bytes | None = None, **changes: Any) -> FakeMessage:
     """Return pod 1 at an offset, or any value in its place."""
-    record = halves.pod_record(1)
+    record = halves.pod_record(1, **changes)
     body = codec.encode("Pod", record, catalog.PODS.schema_id) if value is None else value
     return FakeMessage(catalog.PODS.name, offset, record["uid"].encode(), body)
 
 
-def watermark_message(end_offset: int) -> FakeMessage:
+def watermark_message(end_offset: int, **changes: Any) -> FakeMessage:
     """Return a pods watermark."""
-    record = halves.watermark_record(halves.NOW_US, end_offset)
+    record = halves.watermark_record(halves.NOW_US, end_offset) | changes
     value = codec.encode("Watermark", record, catalog.WATERMARKS.schema_id)
     return FakeMessage(catalog.WATERMARKS.name, 0, b"c/pods", value)
 
 
 def test_watermark_holds_only_once_the_pods_topic_was_read_that_far() -> None:
     """A watermark that overtakes the records it speaks of is kept until they came."""
-    unpacker = metadata.Unpacker(CatalogIds())
+    unpacker = metadata.Unpacker(CatalogIds(), halves.CLUSTER)
     assert list(unpacker.unpack([watermark_message(2), pod_message(0)])) == [
         Change("pods", str(halves.uid(1)), halves.pod_record(1))
     ]
     assert list(unpacker.unpack([pod_message(1)]))[-1] == Change("pods", "", None, halves.NOW_US)
 
 
+def test_another_clusters_metadata_is_left_out() -> None:
+    """Clusters that share the topics have the same addresses: neither its pods nor its watermarks are ours."""
+    unpacker = metadata.Unpacker(CatalogIds(), halves.CLUSTER)
+    theirs = [pod_message(0, cluster="other"), watermark_message(1, cluster="other")]
+    assert list(unpacker.unpack(theirs)) == []
+    found = list(unpacker.unpack([pod_message(1), watermark_message(2)]))
+    assert found[-1] == Change("pods", "", None, halves.NOW_US)
+    assert (len(found), unpacker.undecodable) == (2, 0)
+
+
 def test_tombstone_and_unreadable_metadata_are_told_apart() -> None:
     """A null value removes; a value that can't be read is counted and removes nothing."""
-    unpacker = metadata.Unpacker(CatalogIds())
+    unpacker = metadata.Unpacker(CatalogIds(), halves.CLUSTER)
     tombstone = FakeMessage(catalog.PODS.name, 0, b"some-uid", None)
     changes = list(
         unpacker.unpack([tombstone, pod_message(1, b"junk"), pod_message(2, b"\x00\x00\x00\x00\x03\x02")])

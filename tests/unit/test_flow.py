@@ -29,7 +29,11 @@ def flow_bytes(*records: dict[str, Any]) -> bytes:
     known = History()
     for number in (1, 2):
         known.put_pod(str(number), halves.pod_record(number, f"10.0.0.{number}"))
-    known.put_service("service-1", halves.service_record())
+    known.put_pod("3", halves.pod_record(3, namespace="bank"))
+    known.put_service("service-1", halves.service_record(external_ips=["198.51.100.7"]))
+    port = {"name": "https", "protocol": "TCP", "port": 443, "target_port": "6443", "node_port": None}
+    server = {"namespace": "default", "name": "kubernetes", "cluster_ips": ["10.96.0.1"], "ports": [port]}
+    known.put_service("service-2", halves.service_record(**server))
     known.put_node("node-1-uid", halves.node_record())
     known.complete_until("pods", NOW_US + 1_000_000)
     networks = Networks({"partner": ["203.0.113.0/24"]})
@@ -182,3 +186,100 @@ def test_flow_decodes_with_the_stock_avro_library() -> None:
 def test_scope_is_that_of_the_address(address: bytes, expected: str) -> None:
     """IPv4 in its mapped form has the scope of IPv4."""
     assert scope(address) == expected
+
+
+def test_address_is_asked_as_of_the_handshake() -> None:
+    """A CLOSE comes long after its peer is gone and another pod has the address: it names whom it was open with."""
+    minute_us = 60_000_000
+    edges = ("from_earliest_us", "from_latest_us", "to_earliest_us", "to_latest_us")
+    first = dict(zip(edges, (0, 0, NOW_US - 2 * minute_us, NOW_US - minute_us), strict=True))
+    second = dict(zip(edges, (NOW_US - minute_us, NOW_US - minute_us, None, None), strict=True))
+    known = History()
+    for number, band in ((2, first), (3, second)):
+        known.put_pod(str(number), halves.pod_record(number, addresses=[{"address": "10.0.0.2", **band}]))
+    known.complete_until("pods", NOW_US + minute_us)
+    networks = Networks({})
+    builder = FlowBuilder(halves.CLUSTER, catalog.FLOWS.schema_id, known, networks, Resolver(known, networks))
+    peer = {"remote_address": halves.ip("10.0.0.2"), "remote_port": 8080}
+    old = NOW_US - 3 * minute_us
+    ends = [
+        close("CLIENT", established_unix_us=old, **peer),
+        close("CLIENT", established_unix_us=None, **peer),
+        halves.failed(KEY, **peer) | {"duration_us": 3 * minute_us},
+    ]
+    for record, pod in zip(ends, ("pod-2", "pod-3", "pod-2"), strict=True):
+        cut = raw.cut(halves.batch([record]), 0, CatalogIds(), catalog.RAW.schema_id)
+        assert isinstance(cut, list)
+        built = builder.build(alone(cut[0]), Moment.at(NOW_US // 1000, NOW_US), final=True)
+        assert built is not None
+        assert codec.decode("Flow", built.value)["server_pod"] == pod
+
+
+@pytest.mark.parametrize(
+    ("changes", "sides", "expected"),
+    [
+        ({}, (0, 1), False),
+        ({"pod_uid": halves.uid(3).bytes}, (0, 1), True),
+        ({}, (0,), False),
+        ({"remote_address": halves.ip("203.0.113.9")}, (0,), None),
+    ],
+    ids=["same", "other", "service_only", "external"],
+)
+def test_cross_namespace_compares_both_ends(
+    changes: dict[str, Any], sides: tuple[int, ...], expected: bool | None
+) -> None:
+    """Pods of two namespaces cross; a dialled Service stands for its backend; the outside has no namespace."""
+    client, server = halves.opened(KEY)
+    both = (client | changes, server)
+    assert flow(*(both[side] for side in sides))["cross_namespace"] is expected
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "service", "via"),
+    [
+        ("10.96.0.1", 443, "kubernetes", "CLUSTER_IP"),
+        ("192.168.7.1", 30080, "api", "NODE_PORT"),
+        ("198.51.100.7", 80, "api", "EXTERNAL_IP"),
+    ],
+    ids=["api_server", "node_port", "load_balancer"],
+)
+def test_dialled_address_names_the_service(address: str, port: int, service: str, via: str) -> None:
+    """Cluster IP, a node's port, and a load balancer's address lead to the Service; the API server is one of them."""
+    found = flow(halves.event("CONNECT", "CLIENT", KEY, remote_address=halves.ip(address), remote_port=port))
+    assert (found["service_name"], found["service_via"]) == (service, via)
+    assert (found["server_resolution"], found["direction"]) == ("SERVICE_ONLY", "INTERNAL")
+
+
+def test_metadata_service_is_named_where_the_network_leads_elsewhere() -> None:
+    """A node's agent that answers for the cloud's metadata service does not hide that it was dialled."""
+    client, server = halves.opened(KEY)
+    client["remote_address"] = halves.ip("169.254.169.254")
+    assert flow(client)["server_network"] == "cloud-metadata"
+    assert flow(client)["direction"] == "EGRESS"
+    both = flow(client, server)
+    assert (both["server_network"], both["server_pod"]) == ("cloud-metadata", "pod-2")
+
+
+def test_pair_through_nat_waits_for_a_service_that_is_not_known_yet() -> None:
+    """A Service may be dialled before the watcher tells of it; a pair without NAT needs none."""
+    known = History()
+    for number in (1, 2):
+        known.put_pod(str(number), halves.pod_record(number, f"10.0.0.{number}"))
+    known.complete_until("pods", NOW_US + 1_000_000)
+    known.complete_until("services", NOW_US - 1_000_000)
+    networks = Networks({})
+    builder = FlowBuilder(halves.CLUSTER, catalog.FLOWS.schema_id, known, networks, Resolver(known, networks))
+
+    def build(*records: dict[str, Any]) -> dict[str, Any] | None:
+        cut = raw.cut(halves.batch(list(records)), 0, CatalogIds(), catalog.RAW.schema_id)
+        assert isinstance(cut, list)
+        built = builder.build(Pair(cut[0], cut[1]), Moment.at(NOW_US // 1000, NOW_US), final=False)
+        return None if built is None else codec.decode("Flow", built.value)
+
+    client, server = halves.opened(KEY)
+    assert build(client | {"remote_address": server["local_address"]}, server) is not None
+    assert build(client, server) is None
+    known.put_service("service-1", halves.service_record())
+    found = build(client, server)
+    assert found is not None
+    assert found["service_name"] == "api"

@@ -9,7 +9,7 @@ import pytest
 from enricher import history as history_module
 from enricher import raw, resolve
 from enricher.history import History
-from enricher.networks import Networks
+from enricher.networks import Networks, packed, scope
 from enricher.resolve import Resolver, direction, resolution
 from schemas import catalog
 from schemas.registry import CatalogIds
@@ -321,3 +321,147 @@ def test_direction_is_seen_from_the_cluster(
 ) -> None:
     """Direction follows from which ends run in the cluster."""
     assert direction(client, server) == expected
+
+
+LAG_US = 10 * SECOND_US
+
+
+def lagging(*pods: dict[str, Any], until_us: int) -> History:
+    """Return a history that is complete up to a time, with statuses that may be 10 s late."""
+    known = history(*pods, complete=False)
+    known.complete_until("pods", until_us, LAG_US)
+    return known
+
+
+def test_claim_without_an_end_is_sure_only_as_far_as_statuses_go() -> None:
+    """The pod may have ended, and another one have its address, with both statuses still under way."""
+    pod = halves.pod_record(1, "10.0.0.1")
+    early = resolver(lagging(pod, until_us=NOW_US + LAG_US - 1)).at(halves.ip("10.0.0.1"), NOW_US)
+    assert (early.kind, early.reason, early.candidates) == ("IP_AMBIGUOUS", "UNCERTAIN_BAND", 1)
+    assert (early.pod, early.provisional) == (None, True)
+    late = resolver(lagging(pod, until_us=NOW_US + LAG_US)).at(halves.ip("10.0.0.1"), NOW_US)
+    assert (late.kind, late.pod and late.pod.name) == ("IP_AT_TIME", "pod-1")
+
+
+def test_claim_with_an_end_needs_no_later_status() -> None:
+    """What a pod surely had until it ended, no news can take away."""
+    known = lagging(band(1, "10.0.0.7", -10, -5, 2, 4), until_us=NOW_US + 1)
+    assert resolver(known).at(halves.ip("10.0.0.7"), NOW_US).kind == "IP_AT_TIME"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kind", "candidates"),
+    [
+        (-13, "EXTERNAL", None),
+        (-12, "IP_AMBIGUOUS", 1),
+        (-4, "IP_AMBIGUOUS", 1),
+        (-3, "IP_AT_TIME", None),
+        (-1, "IP_AT_TIME", None),
+        (0, "IP_AMBIGUOUS", 1),
+        (5, "IP_AMBIGUOUS", 1),
+        (6, "UNRESOLVED", None),
+    ],
+)
+def test_bands_are_wider_by_the_skew_of_clocks(seconds: int, kind: str, candidates: int | None) -> None:
+    """A node whose clock is 2 s off asks for a time 2 s off; near an edge that could be another pod's."""
+    known = History(2 * SECOND_US)
+    one = band(1, "10.0.0.7", -10, -5, 2, 4)
+    known.put_pod(one["uid"], one)
+    known.complete_until("pods", NOW_US + 60 * SECOND_US)
+    found = resolver(known).at(halves.ip("10.0.0.7"), NOW_US + seconds * SECOND_US)
+    assert (found.kind, found.candidates) == (kind, candidates)
+
+
+def test_skew_of_clocks_is_waited_for() -> None:
+    """An event of a node that is behind may have come about after the watermark that its own time has passed."""
+    known = History(2 * SECOND_US)
+    pod = halves.pod_record(1, "10.0.0.1")
+    known.put_pod(pod["uid"], pod)
+    known.complete_until("pods", NOW_US + 2 * SECOND_US - 1)
+    assert resolver(known).at(halves.ip("10.0.0.1"), NOW_US).provisional
+    known.complete_until("pods", NOW_US + 2 * SECOND_US)
+    assert resolver(known).at(halves.ip("10.0.0.1"), NOW_US).kind == "IP_AT_TIME"
+
+
+@pytest.mark.parametrize(
+    ("address", "cluster", "kind", "provisional"),
+    [
+        ("10.0.0.9", (), "UNRESOLVED", True),
+        ("172.16.0.9", (), "EXTERNAL", True),
+        ("172.16.0.9", ("10.0.0.0/8",), "EXTERNAL", False),
+        ("8.8.8.8", (), "EXTERNAL", False),
+    ],
+    ids=["pod_range", "private", "private_outside", "public"],
+)
+def test_nobody_is_final_once_statuses_can_bring_no_one(
+    address: str, cluster: tuple[str, ...], kind: str, provisional: bool
+) -> None:
+    """An address that a pod may have got is not given to nobody before its status must be there."""
+    early = resolver(lagging(until_us=NOW_US), cluster).at(halves.ip(address), NOW_US)
+    assert (early.kind, early.provisional) == (kind, provisional)
+    late = resolver(lagging(until_us=NOW_US + LAG_US), cluster).at(halves.ip(address), NOW_US)
+    assert (late.kind, late.provisional) == (kind, False)
+
+
+def test_pod_that_claims_a_nodes_address_beats_the_node() -> None:
+    """Where nodes and pods share a network, a node's object outlives its machine, and a pod gets its address."""
+    found = resolver(history(halves.pod_record(1, "192.168.7.1"))).at(halves.ip("192.168.7.1"), NOW_US)
+    assert (found.kind, found.pod and found.pod.name) == ("IP_AT_TIME", "pod-1")
+
+
+def test_new_node_is_waited_for() -> None:
+    """An address that is nobody's may be that of a node which the nodes topic doesn't have yet."""
+    known = history()
+    known.complete_until("nodes", NOW_US - 1)
+    assert resolver(known).at(halves.ip("192.168.7.9"), NOW_US).reason == "METADATA_LATE"
+    known.put_node("node-9-uid", halves.node_record(name="node-9", addresses=["192.168.7.9"]))
+    known.complete_until("nodes", NOW_US)
+    assert resolver(known).at(halves.ip("192.168.7.9"), NOW_US).node == "node-9"
+
+
+def test_youngest_service_of_a_reused_address_counts() -> None:
+    """A cluster IP is given out again before the API's watch tells that its former Service is gone."""
+    known = history()
+    ended = {"valid_from_us": NOW_US - 2, "valid_to_us": None, "name": "next", "uid": "service-2"}
+    known.put_service("service-2", halves.service_record(**ended))
+    found = known.service(halves.ip("10.96.0.10"), 80, NOW_US)
+    assert found is not None
+    assert found.service == "next"
+    before = known.service(halves.ip("10.96.0.10"), 80, NOW_US - 3)
+    assert before is not None
+    assert before.service == "api"
+
+
+@pytest.mark.parametrize("address", ["169.254.169.254", "fd00:ec2::254"])
+def test_cloud_metadata_service_is_outside_and_named(address: str) -> None:
+    """It is external at once, also where cluster ranges hold its address; settings may name it otherwise."""
+    where = packed(address)
+    networks = Networks({}, ("fd00::/8", "169.254.0.0/16"))
+    assert networks.name(where) == "cloud-metadata"
+    assert Resolver(history(complete=False), networks).at(where, NOW_US).kind == "EXTERNAL"
+    assert Networks({"imds": [address]}).name(where) == "imds"
+    assert Networks({"all": ["0.0.0.0/0", "::/0"]}).name(where) == "cloud-metadata"
+    assert Networks({"cloud-metadata": []}).name(where) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("10.1.2.3", "PRIVATE"),
+        ("172.31.255.255", "PRIVATE"),
+        ("172.32.0.0", "PUBLIC"),
+        ("192.168.0.1", "PRIVATE"),
+        ("100.64.0.1", "PRIVATE"),
+        ("100.128.0.1", "PUBLIC"),
+        ("fd12:3456::1", "PRIVATE"),
+        ("2600::1", "PUBLIC"),
+        ("169.254.169.254", "LINK_LOCAL"),
+        ("fe80::1", "LINK_LOCAL"),
+        ("127.0.0.1", "LOOPBACK"),
+        ("::1", "LOOPBACK"),
+        ("8.8.8.8", "PUBLIC"),
+    ],
+)
+def test_scope_follows_the_ranges_of_the_rfcs(address: str, expected: str) -> None:
+    """RFC 1918, RFC 6598 and RFC 4193 are private, their neighbours are not."""
+    assert scope(packed(address)) == expected

@@ -142,6 +142,7 @@ def test_record_decodes_with_a_stock_avro_library() -> None:
         "topic": catalog.PODS.name,
         "end_offset": 7,
         "source": "manifests",
+        "status_lag_us": 10_000_000,
     }
     value = codec.encode("Watermark", record, catalog.WATERMARKS.schema_id)
     schema_id, payload = codec.split(value)
