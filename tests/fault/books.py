@@ -48,27 +48,38 @@ class Books:
     Attributes:
         sent: halves in the raw topic, with how often each is there.
         emitted: halves that flows are made of.
-        reports: last CollectorReport of each producer epoch.
+        reports: last CollectorReport of each node and producer epoch.
     """
 
     sent: Counter[HalfId] = field(default_factory=Counter)
     emitted: set[HalfId] = field(default_factory=set)
-    reports: dict[int, dict[str, Any]] = field(default_factory=dict)
+    reports: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
 
     @property
     def attempted(self) -> int:
         """Events that the kernel tried to hand over, by the last report of all."""
-        return int(self._last()["attempted"])
+        return sum(report["attempted"] for report in self._last())
 
     @property
     def lost(self) -> dict[str, int]:
         """Events that the kernel could not hand over, by reason, by the last report of all."""
-        lost = {reason: count for reason, count in self._last()["lost"].items() if reason != NOT_A_LOSS}
-        return {reason: count for reason, count in lost.items() if count}
+        lost: Counter[str] = Counter()
+        for report in self._last():
+            lost.update(report["lost"])
+        return {reason: count for reason, count in lost.items() if count and reason != NOT_A_LOSS}
 
-    def _last(self) -> dict[str, Any]:
+    def reported_since(self, unix_us: int) -> set[str]:
+        """Return the nodes that have reported of an interval that begins after that time on their clocks."""
+        return {node for (node, _), report in self.reports.items() if report["from_unix_us"] > unix_us}
+
+    def last_of(self, node: str) -> dict[str, Any]:
+        """Return a node's last report."""
+        return self.reports[max(known for known in self.reports if known[0] == node)]
+
+    def _last(self) -> list[dict[str, Any]]:
+        """Return the last report of each node."""
         assert self.reports, "no collector has reported"
-        return self.reports[max(self.reports)]
+        return [self.last_of(node) for node in sorted({node for node, _ in self.reports})]
 
     def add_batch(self, batch: dict[str, Any]) -> None:
         """Count the halves of a RawBatch."""
@@ -81,7 +92,7 @@ class Books:
 
     def add_report(self, report: dict[str, Any]) -> None:
         """Take a CollectorReport; its counts are cumulative."""
-        self.reports[report["producer_epoch"]] = report
+        self.reports[report["node"], report["producer_epoch"]] = report
 
     def add_flows(self, flows: Iterable[Flow]) -> None:
         """Count the halves that flows are made of: two of BOTH, else one."""

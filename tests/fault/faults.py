@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import subprocess
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ SMALL_DISK = Setting("a disk of 256 KiB for the spool", spool_bytes=256 << 10)
 NO_ROOM = Setting(
     "a ring of 64 KiB and no spool", node={"PODWIRE_RING_BYTES": "65536", "PODWIRE_SPOOL_BYTES_MAX": "0"}
 )
+TWO_NODES = Setting("two nodes, one with a clock that can be stepped", second_node=True)
 LEAKY = Setting("a collector that drops halves", collector=("tests.fault.leaky_collector",))
 BAD_COPIES = 4
 """Broken copies of each batch that `poison` appends."""
@@ -219,6 +221,26 @@ def burst_of_pods(world: World, traffic: Traffic, _: float) -> None:
     traffic.until(lambda: 'podwire_watcher_objects{kind="pods"} 2.0' in watcher.metrics())
 
 
+def step_clock(seconds: int) -> Callable[[World, Traffic, float], None]:
+    """Return what steps the clock of the server's node, and later back; each step shows in the node's reports."""
+
+    def cause(world: World, traffic: Traffic, _: float) -> None:
+        for step, other in ((seconds, 0), (0, seconds)):
+            world.clock.step(step)
+            traffic.until(
+                lambda step=step, other=other: abs(ahead_s(world) - step) < abs(ahead_s(world) - other)
+            )
+            traffic.more(MEANWHILE)
+
+    return cause
+
+
+def ahead_s(world: World) -> float:
+    """Return how many seconds the last report of the second node is ahead of our clock."""
+    world.read_books()
+    return world.books.last_of(world.nodes[1])["to_unix_us"] / 1e6 - time.time()
+
+
 def nothing(_: World, traffic: Traffic, __: float) -> None:
     """Let all go well."""
     traffic.more(MEANWHILE)
@@ -239,6 +261,8 @@ FAULTS: dict[str, Fault] = {
     "5,000 pods at once": Fault(burst_of_pods),
     "spool's disk full": Fault(fill_disk, SMALL_DISK),
     "ring full": Fault(fill_ring, NO_ROOM, loses=True),
+    "clock stepped by +5 s": Fault(step_clock(5), TWO_NODES),
+    "clock stepped by -5 s": Fault(step_clock(-5), TWO_NODES),
     "one of three brokers killed": Fault(kill_one_of_three, THREE, seconds=(30.0, 5.0)),
 }
 CANARY = Fault(nothing, LEAKY, settle_seconds_max=15.0)

@@ -19,6 +19,7 @@ from confluent_kafka import KafkaException
 from podwire.demo.lab import Port
 from podwire.demo.processes import HEALTHY_SECONDS_MAX
 from schemas import catalog
+from tests.fault import clock
 from tests.fault.books import Books, TopicReader, decoded, halves_of
 from tests.fault.brokers import Brokers
 from tests.pipeline import Pipeline, program, serve
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from podwire.flows import Flow
 
 PORT = 8080
+SERVER = "api"
 HALVES_PER_CONNECTION = 4  # CONNECT, ACCEPT and two CLOSE
 BEFORE, AFTER = 100, 100
 """Connections made before the fault begins and after it is over."""
@@ -49,6 +51,7 @@ class Setting:
         pinned: whether probes outlive their collector.
         spool_bytes: size of the file system that holds the collector's state; 0 takes a plain folder.
         collector: module that is run as the node collector.
+        second_node: whether the server's pod is on a node of its own, whose collector's clock can be stepped.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Setting:
     pinned: bool = True
     spool_bytes: int = 0
     collector: tuple[str, ...] = ("collector", "node")
+    second_node: bool = False
 
 
 class World(Pipeline):
@@ -100,6 +104,8 @@ class World(Pipeline):
         """Hand the lab's objects to the watcher, and as many pods that nobody talks to."""
         document = self.lab.manifest()
         pods = [item for item in document["items"] if item["kind"] == "Pod"]
+        if self.setting.second_node:
+            clock.move_to_second_node(document["items"], SERVER, self.nodes[1])
         document["items"] += [_another(pods[0], number) for number in range(more_pods)]
         new = self.manifests.with_suffix(".new")
         new.write_text(json.dumps(document))
@@ -112,7 +118,7 @@ class World(Pipeline):
     def _start(self) -> None:
         super()._start()
         self.client = self.lab.pod("web", "shop")
-        self.server = self.lab.pod("api", "shop")
+        self.server = self.lab.pod(SERVER, "shop")
         self.address = self.lab.service("api", [self.server], (Port(80, PORT),), namespace="shop")
         serve(self.server, "api", PORT)
         self.write_manifests()
@@ -120,13 +126,18 @@ class World(Pipeline):
             topic.name: TopicReader(self.broker.bootstrap, topic)
             for topic in (catalog.RAW, catalog.COLLECTOR)
         }
-        self._add_collector()
+        self._add_collectors()
         self.run()
 
-    def _add_collector(self) -> None:
-        """Put the node collector in place that the setting asks for: it follows the lab's pods alone."""
-        netns = f"{self.client.netns_ino},{self.server.netns_ino}"
-        settings = {"PODWIRE_ONLY_NETNS": netns, **self.setting.node}
+    def _add_collectors(self) -> None:
+        """Put the node collectors in place that the setting asks for: they follow the lab's pods alone."""
+        netns = [str(self.client.netns_ino), str(self.server.netns_ino)]
+        if self.setting.second_node:
+            settings = {"PODWIRE_ONLY_NETNS": netns.pop(), "PODWIRE_NODE": self.nodes[1]}
+            settings |= {"PODWIRE_PIN_DIR": str(self.folder / "pins" / "second")}
+            self.clock = clock.Clock(self.folder)
+            self.services.add("second-node", *self.setting.collector, settings=settings | self.clock.settings)
+        settings = {"PODWIRE_ONLY_NETNS": ",".join(netns), **self.setting.node}
         if not self.setting.pinned:
             settings["PODWIRE_PIN_DIR"] = ""
         state = self.folder / "services" / "node-state"
@@ -135,6 +146,11 @@ class World(Pipeline):
             subprocess.run(["mount", *options], check=True)
             self._stack.callback(subprocess.run, ["umount", "--lazy", str(state)], check=True)
         self.services.add("node", *self.setting.collector, settings=settings)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the nodes that have a collector."""
+        return (self.lab.node, f"{self.lab.node}-b")[: 1 + self.setting.second_node]
 
     def read_books(self) -> None:
         """Take in what has come to raw topic, reports and flows, as far as Kafka lets itself be read now."""
@@ -339,8 +355,7 @@ def _await_quiet(world: World, deadline: float) -> None:
     asked_us = time.time_ns() // 1000
 
     def quiet() -> bool:
-        reported = any(report["from_unix_us"] > asked_us for report in world.books.reports.values())
-        return reported and not world.books.complaints()
+        return world.books.reported_since(asked_us) >= set(world.nodes) and not world.books.complaints()
 
     _read_until(world, quiet, deadline)
 
