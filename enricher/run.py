@@ -143,7 +143,7 @@ def _assemble(settings: Settings, ids: WatchedIds, exporting: CollectorRegistry,
 
 def _progress(engine: Engine, ids: WatchedIds) -> watchdog.Progress:
     positions = {number: partition.position for number, partition in list(engine.partitions.items())}
-    return watchdog.Progress(positions, engine.counts.batches, ids.awaited)
+    return watchdog.Progress(positions, engine.counts.batches, ids.waited_for)
 
 
 def _gauges(engine: Engine, reader: metadata.MetadataReader, ids: WatchedIds) -> Mapping[str, float | None]:
@@ -158,7 +158,7 @@ def _gauges(engine: Engine, reader: metadata.MetadataReader, ids: WatchedIds) ->
         "assigned_partitions": len(partitions),
         "pods": engine.history.pods,
         "metadata_undecodable": reader.unpacker.undecodable,
-        "registry_awaited": ids.awaited,
+        "registry_awaited": ids.waited_for,
         "metadata_age_seconds": None if until_us is None else wall_ms() / 1000 - until_us / 1_000_000,
     }
 

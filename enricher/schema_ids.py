@@ -34,7 +34,7 @@ class WatchedIds:
         self._owed: dict[int, float] = {}
 
     @property
-    def awaited(self) -> bool:
+    def waited_for(self) -> bool:
         """Whether somebody waits for the schema of an id."""
         since = self._clock() - FORGOTTEN_SECONDS
         return any(asked > since for asked in list(self._owed.values()))
@@ -48,7 +48,7 @@ class WatchedIds:
         try:
             schema = self._ids.writer_schema(schema_id)
         except RegistryAwayError as error:
-            if not self.awaited:
+            if not self.waited_for:
                 log.warning("waiting", **{"for": str(error)}, schema_id=schema_id)
             self._owed[schema_id] = self._clock()
             raise
@@ -59,5 +59,5 @@ class WatchedIds:
         return schema
 
     def _answered(self, schema_id: int) -> None:
-        if self._owed.pop(schema_id, None) is not None and not self.awaited:
+        if self._owed.pop(schema_id, None) is not None and not self.waited_for:
             log.info("registry_answers", schema_id=schema_id)

@@ -5,21 +5,18 @@ Owns the process and its data, which outlive a kill. Started only where a test n
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
 from podwire.demo.broker import free_port
 from schemas import catalog, codec
 from tests.waiting import until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 UNPACKED = Path(__file__).parents[1] / "build" / "registry"
 START_SECONDS_MAX = 120.0
@@ -41,7 +38,9 @@ class Registry:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and return once it answers."""
+        """Start it, unless it runs, and return once it answers."""
+        if self._process is not None:
+            return
         runners = list(UNPACKED.glob("*-runner.jar"))
         assert runners, "no registry in build/registry: run `make registry` first"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -94,10 +93,30 @@ class Registry:
         with SchemaRegistryClient({"url": self.url}) as client:
             return client.register_schema(subject, Schema(schema, kind))
 
-    def register_catalog(self, topics: Iterable[catalog.Topic] = catalog.TOPICS) -> dict[str, int]:
-        """Register the value schemas of these topics, after some of others; return the ids by topic."""
+
+class Registered(Registry):
+    """A registry with our schemas.
+
+    Attributes:
+        ids: their ids by topic.
+    """
+
+    ids: dict[str, int]
+
+    def start(self) -> None:
+        """Start it, and the first time register the value schemas of all topics, after some of others."""
+        super().start()
+        if hasattr(self, "ids"):
+            return
         for number in range(OTHERS):
             self.register(f"other-{number}", f'{{"type": "fixed", "name": "Other", "size": {number + 1}}}')
-        return {
-            topic.name: self.register(f"{topic.name}-value", codec.text(topic.schema)) for topic in topics
+        self.ids = {
+            topic.name: self.register(f"{topic.name}-value", codec.text(topic.schema))
+            for topic in catalog.TOPICS
         }
+
+    def new_raw_schema(self, field: str) -> int:
+        """Register RawBatch with one more optional field, as a later version of ours would be; return its id."""
+        schema = json.loads(codec.text(catalog.RAW.schema))
+        schema["fields"].append({"name": field, "type": ["null", "string"], "default": None, "doc": "new"})
+        return self.register(f"{catalog.RAW.name}-value", json.dumps(schema))

@@ -19,9 +19,11 @@ from confluent_kafka import KafkaException
 from podwire.demo.lab import Port
 from podwire.demo.processes import HEALTHY_SECONDS_MAX
 from schemas import catalog
+from schemas.registry import connect
 from tests.fault.books import Books, TopicReader, decoded, halves_of
 from tests.fault.brokers import Brokers
 from tests.pipeline import Pipeline, program, serve
+from tests.registry import Registered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +51,7 @@ class Setting:
         pinned: whether probes outlive their collector.
         spool_bytes: size of the file system that holds the collector's state; 0 takes a plain folder.
         collector: module that is run as the node collector.
+        registry: whether the services take schema ids from a registry.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Setting:
     pinned: bool = True
     spool_bytes: int = 0
     collector: tuple[str, ...] = ("collector", "node")
+    registry: bool = False
 
 
 class World(Pipeline):
@@ -65,12 +69,14 @@ class World(Pipeline):
 
     Attributes:
         books: of all that has happened in this world.
+        registry: the registry, None where the ids are the catalog's.
     """
 
     def __init__(self, setting: Setting, folder: Path) -> None:
-        super().__init__(
-            "fault", folder, {"PODWIRE_REPORT_INTERVAL_S": "1", **setting.services}, restart=False
-        )
+        self.registry = Registered(folder / "registry") if setting.registry else None
+        url = self.registry.url if self.registry else ""
+        settings = {"PODWIRE_REPORT_INTERVAL_S": "1", "PODWIRE_REGISTRY_URL": url, **setting.services}
+        super().__init__("fault", folder, settings, restart=False)
         self.setting = setting
         self.replication = setting.brokers
         self.books = Books()
@@ -110,6 +116,10 @@ class World(Pipeline):
         return super().make_broker() if self.setting.brokers == 1 else Brokers(self.folder / "kafka")
 
     def _start(self) -> None:
+        if self.registry is not None:
+            self._stack.callback(self.registry.stop)
+            self.registry.start()
+            self.ids = connect(self.registry.url)
         super()._start()
         self.client = self.lab.pod("web", "shop")
         self.server = self.lab.pod("api", "shop")

@@ -39,7 +39,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(self.server.body)
 
-    do_POST = do_GET
+    do_POST = do_GET  # noqa: N815 (the base class's name)
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -59,7 +59,7 @@ def test_not_found_is_unknown(answers: Answers) -> None:
     ids = connect(answers.url, pytest.fail)
     with pytest.raises(UnknownSchemaError, match="SR code 40403"):
         ids.writer_schema(7)
-    with pytest.raises(UnknownSchemaError, match="this version of Flow under podwire.flows.v1-value"):
+    with pytest.raises(UnknownSchemaError, match=r"this version of Flow under podwire\.flows\.v1-value"):
         ids.id_of(catalog.FLOWS)
 
 
@@ -87,7 +87,8 @@ def test_any_other_answer_is_none(answers: Answers, status: int, body: bytes) ->
 
 
 @pytest.mark.parametrize(
-    "schema", [b'{\\"type\\": \\"object\\"}', b'syntax = \\"proto3\\";', b"5", b"{}", b'{\\"type\\": \\"record\\"}']
+    "schema",
+    [b'{\\"type\\": \\"object\\"}', b'syntax = \\"proto3\\";', b"5", b"{}", b'{\\"type\\": \\"record\\"}'],
 )
 def test_schema_that_is_no_avro_is_unknown(answers: Answers, schema: bytes) -> None:
     """An id of a JSON or Protobuf schema is an answer: no Avro."""
@@ -110,9 +111,11 @@ class Flaky:
         self.away = True
 
     def id_of(self, topic: catalog.Topic) -> int:
+        """Return the catalog's id."""
         return topic.schema_id
 
     def writer_schema(self, schema_id: int) -> Any:
+        """Return Pod's schema, or be away."""
         if self.away:
             raise RegistryAwayError("the registry")
         return codec.parsed("Pod")
@@ -120,20 +123,19 @@ class Flaky:
 
 def test_outage_is_said_once_and_its_end_once() -> None:
     """However often and for however many ids it is asked."""
-    flaky, now = Flaky(), 0.0
-    ids = WatchedIds(flaky, lambda: now)
+    flaky = Flaky()
+    ids = WatchedIds(flaky, lambda: 1.0)
     with structlog.testing.capture_logs() as lines:
-        for now in (1.0, 2.0, 3.0):
-            for schema_id in (7, 8):
-                with pytest.raises(RegistryAwayError):
-                    ids.writer_schema(schema_id)
-        assert ids.awaited
+        for schema_id in (7, 8) * 3:
+            with pytest.raises(RegistryAwayError):
+                ids.writer_schema(schema_id)
+        assert ids.waited_for
         flaky.away = False
         ids.writer_schema(7)
-        assert ids.awaited
+        assert ids.waited_for
         ids.writer_schema(8)
         ids.writer_schema(9)
-    assert not ids.awaited
+    assert not ids.waited_for
     assert [line["event"] for line in lines] == ["waiting", "registry_answers"]
     assert lines[0]["for"] == "the registry"
 
@@ -144,9 +146,9 @@ def test_question_that_nobody_repeats_is_forgotten() -> None:
     ids = WatchedIds(Flaky(), lambda: now)
     with pytest.raises(RegistryAwayError):
         ids.writer_schema(7)
-    assert ids.awaited
+    assert ids.waited_for
     now = FORGOTTEN_SECONDS + 1
-    assert not ids.awaited
+    assert not ids.waited_for
 
 
 def test_metadata_waits_for_the_registry() -> None:
