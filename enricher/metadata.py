@@ -15,10 +15,10 @@ import structlog
 from enricher import kafka
 from enricher.schema_ids import RETRY_SECONDS
 from schemas import catalog, codec
-from schemas.registry import RegistryAwayError, UnknownSchemaError
+from schemas.registry import PatientIds, UnknownSchemaError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from enricher.history import History
     from enricher.kafka import Message
@@ -53,15 +53,12 @@ def apply(history: History, changes: list[Change]) -> None:
 class Unpacker:
     """Turns consumed messages into changes; holds watermarks back until the reader has got there. Pure.
 
-    `wait` is called before the registry, which is away, is asked again; it may raise to give up.
-
     Attributes:
         undecodable: records that could not be read and were left out.
     """
 
-    def __init__(self, ids: SchemaIds, wait: Callable[[], None]) -> None:
+    def __init__(self, ids: SchemaIds) -> None:
         self._ids = ids
-        self._wait = wait
         self._own_ids = {topic.name: ids.id_of(topic) for topic in TOPICS}
         self._position = dict.fromkeys(self._own_ids, 0)
         self._held: dict[str, dict[str, Any]] = {}
@@ -108,15 +105,8 @@ class Unpacker:
 
     def _decode(self, topic: catalog.Topic, value: bytes) -> dict[str, Any]:
         schema_id, _ = codec.split(value)
-        writer = None if schema_id == self._own_ids[topic.name] else self._writer_schema(schema_id)
+        writer = None if schema_id == self._own_ids[topic.name] else self._ids.writer_schema(schema_id)
         return codec.decode(topic.schema, value, writer)
-
-    def _writer_schema(self, schema_id: int) -> Any:
-        while True:
-            try:
-                return self._ids.writer_schema(schema_id)
-            except RegistryAwayError:
-                self._wait()
 
 
 class _StoppedError(Exception):
@@ -127,7 +117,7 @@ class MetadataReader:
     """The thread. Changes queue up until `drain`; a failure of the thread comes out of `drain` too."""
 
     def __init__(self, bootstrap: str, ids: SchemaIds) -> None:
-        self.unpacker = Unpacker(ids, self._wait)
+        self.unpacker = Unpacker(PatientIds(ids, self._wait))
         self.ready = threading.Event()
         self._bootstrap = bootstrap
         self._changes: queue.SimpleQueue[list[Change]] = queue.SimpleQueue()
@@ -153,7 +143,7 @@ class MetadataReader:
             changes += self._changes.get()
         return changes
 
-    def _wait(self) -> None:
+    def _wait(self, _what: str) -> None:
         if self._stop.wait(RETRY_SECONDS):
             raise _StoppedError
 

@@ -115,6 +115,26 @@ class RegistryIds:
             raise RegistryAwayError(self._name) from error
 
 
+class PatientIds:
+    """The same ids for callers with nothing else to do: `writer_schema` calls `wait` while the registry is away."""
+
+    def __init__(self, ids: SchemaIds, wait: Callable[[str], None]) -> None:
+        self._ids = ids
+        self._wait = wait
+
+    def id_of(self, topic: Topic) -> int:
+        """Return the id under which the topic's value schema is known."""
+        return self._ids.id_of(topic)
+
+    def writer_schema(self, schema_id: int) -> Any:
+        """Return the parsed schema of an id; UnknownSchemaError when there is none."""
+        while True:
+            try:
+                return self._ids.writer_schema(schema_id)
+            except RegistryAwayError as error:
+                self._wait(str(error))
+
+
 def connect(url: str, wait: Callable[[str], None] | None = None) -> SchemaIds:
     """Return the ids of the registry at `url`, or the catalog's when it is empty; asks nothing yet.
 

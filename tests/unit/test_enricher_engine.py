@@ -327,7 +327,7 @@ def watermark_message(end_offset: int) -> FakeMessage:
 
 def test_watermark_holds_only_once_the_pods_topic_was_read_that_far() -> None:
     """A watermark that overtakes the records it speaks of is kept until they came."""
-    unpacker = metadata.Unpacker(CatalogIds(), pytest.fail)
+    unpacker = metadata.Unpacker(CatalogIds())
     assert list(unpacker.unpack([watermark_message(2), pod_message(0)])) == [
         Change("pods", str(halves.uid(1)), halves.pod_record(1))
     ]
@@ -336,7 +336,7 @@ def test_watermark_holds_only_once_the_pods_topic_was_read_that_far() -> None:
 
 def test_tombstone_and_unreadable_metadata_are_told_apart() -> None:
     """A null value removes; a value that can't be read is counted and removes nothing."""
-    unpacker = metadata.Unpacker(CatalogIds(), pytest.fail)
+    unpacker = metadata.Unpacker(CatalogIds())
     tombstone = FakeMessage(catalog.PODS.name, 0, b"some-uid", None)
     changes = list(
         unpacker.unpack([tombstone, pod_message(1, b"junk"), pod_message(2, b"\x00\x00\x00\x00\x03\x02")])

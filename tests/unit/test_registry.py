@@ -12,7 +12,7 @@ import structlog
 from enricher import metadata
 from enricher.schema_ids import FORGOTTEN_SECONDS, WatchedIds
 from schemas import catalog, codec
-from schemas.registry import RegistryAwayError, RegistryIds, UnknownSchemaError, connect
+from schemas.registry import PatientIds, RegistryAwayError, RegistryIds, UnknownSchemaError, connect
 from tests import halves
 
 if TYPE_CHECKING:
@@ -155,11 +155,11 @@ def test_metadata_waits_for_the_registry() -> None:
     """A record of a schema not seen before is no unreadable one while the registry is away."""
     flaky, waits = Flaky(), []
 
-    def wait() -> None:
-        waits.append(1)
+    def wait(what: str) -> None:
+        waits.append(what)
         flaky.away = len(waits) < 3
 
-    unpacker = metadata.Unpacker(flaky, wait)
+    unpacker = metadata.Unpacker(PatientIds(flaky, wait))
     record = halves.pod_record(1)
     (change,) = unpacker._change(catalog.PODS.name, _Message(codec.encode("Pod", record, 4711)))
     assert (change.kind, change.record, unpacker.undecodable, len(waits)) == ("pods", record, 0, 3)
