@@ -1,6 +1,6 @@
 """A real schema registry on loopback, from what `make registry` fetched: Apicurio by its Confluent-compatible API.
 
-Owns the process and its data, which outlive a kill. Started only where a test needs it; registers nothing by itself.
+Owns the process and its data, which outlive a kill. Started only where a test needs it.
 """
 
 from __future__ import annotations

@@ -197,9 +197,12 @@ def test_stock_consumer_decodes_a_flow(
     assert schema_id == known.ids[catalog.FLOWS.name]
     assert (flow["observed_by"], flow["client_pod"], flow["server_pod"]) == ("BOTH", "pod-1", "pod-2")
     assert flow == bench.of(1)[0]
-    arguments = ["observe", "--bootstrap", bench.bootstrap, "--registry-url", known.url, "-o", "json"]
-    assert main([*arguments, "--last", "1000"]) == 0
+    observe = ["observe", "--bootstrap", bench.bootstrap, "--last", "1000", "-o", "json", "--registry-url"]
+    assert main([*observe, known.url]) == 0
     assert key in {json.loads(line)["tcp_key"] for line in capsys.readouterr().out.splitlines()}
+    nobody = f"http://127.0.0.1:{free_port()}"
+    assert main([*observe, nobody]) == 1
+    assert f"the schema registry at {nobody} does not answer" in capsys.readouterr().err
 
 
 def test_foreign_ids_are_read_or_set_aside_by_what_the_registry_says(
