@@ -6,9 +6,9 @@ OBJECT := build/bpf/podwire.bpf.o
 DEMO_SECONDS ?= 0
 TESTS ?= tests
 KERNELS ?= 5.10,6.1,6.12,7
-MAVEN_COPY := org.apache.maven.plugins:maven-dependency-plugin:2.8:copy-dependencies
+MAVEN_DEPENDENCY := org.apache.maven.plugins:maven-dependency-plugin:2.8
 
-.PHONY: help setup bpf kafka demo test kernels fault lint bench abi docs lock clean
+.PHONY: help setup bpf kafka registry demo test kernels fault lint bench abi docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +16,7 @@ help: ## list the targets
 	@echo "  make demo DEMO_SECONDS=30     ends by itself; its last line is one JSON object"
 	@echo "  make test TESTS=tests/unit    only some tests; PODWIRE_TEST_BOOTSTRAP=host:port uses that Kafka"
 
-setup: ## install what is missing: packages, Python environment, BPF object, Kafka
+setup: ## install what is missing: packages, Python environment, BPF object, Kafka, schema registry
 	@deploy/setup.sh
 
 bpf: $(OBJECT) ## compile the BPF object
@@ -26,7 +26,13 @@ $(OBJECT): $(wildcard bpf/*.c bpf/*.h bpf/Makefile)
 	@touch $@
 
 kafka: ## fetch Apache Kafka's jars from Maven Central to build/kafka
-	mvn -B -q -f deploy/kafka/pom.xml $(MAVEN_COPY) "-DoutputDirectory=$(CURDIR)/build/kafka/libs"
+	mvn -B -q -f deploy/kafka/pom.xml $(MAVEN_DEPENDENCY):copy-dependencies "-DoutputDirectory=$(CURDIR)/build/kafka/libs"
+
+registry: ## fetch a schema registry from Maven Central to build/registry, for the tests
+	@rm -rf build/registry
+	mvn -B -q -C -f deploy/registry/pom.xml $(MAVEN_DEPENDENCY):unpack "-Dregistry.folder=$(CURDIR)/build/registry"
+
+demo: export PODWIRE_SETUP_FOR := demo
 
 demo: setup ## show the whole pipeline on this machine, until Ctrl-C (root)
 	@exec $(PYTHON_VENV) -m podwire demo --seconds $(DEMO_SECONDS)

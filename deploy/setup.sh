@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-STEPS=5
+STEPS=6
 LOG=build/setup.log
 STAMPS=build/stamps
 VENV=.venv
@@ -61,7 +61,7 @@ missing_packages() {
     [[ $(ldconfig -p 2>/dev/null) == *libbpf.so.1* ]] || echo libbpf1
     [ -e /usr/include/linux/bpf.h ] || echo linux-libc-dev
     java_is_new || echo openjdk-17-jre-headless
-    kafka_is_there || has mvn || echo maven
+    { kafka_is_there && { registry_is_there || ! registry_is_wanted; }; } || has mvn || echo maven
     [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
     [ "${PODWIRE_SETUP_FOR:-}" = tests ] || return 0
     # Guests with other kernels, and BCC with any kernel's headers.
@@ -78,6 +78,8 @@ java_is_new() {
 }
 
 kafka_is_there() { [ -e "$STAMPS/kafka" ] && ls build/kafka/libs/kafka_*.jar >/dev/null 2>&1; }
+registry_is_there() { [ -e "$STAMPS/registry" ] && ls build/registry/*-runner.jar >/dev/null 2>&1; }
+registry_is_wanted() { [ "${PODWIRE_SETUP_FOR:-}" != demo ]; } # 110 MB
 
 # The first Python that is new enough: PYTHON of the environment, then the usual names.
 python_command() {
@@ -149,10 +151,20 @@ else
     stamp kafka "$wanted"
 fi
 
+wanted=$(digest deploy/registry/pom.xml)
+if ! registry_is_wanted; then
+    printf '[5/%d] Schema registry ... not needed\n' "$STEPS"
+elif registry_is_there && fresh registry "$wanted"; then
+    present 5 "Schema registry"
+else
+    step 5 "Schema registry (Maven Central)" "${MAKE:-make}" --no-print-directory registry
+    stamp registry "$wanted"
+fi
+
 wanted="$(cat "$STAMPS/python" "$STAMPS/kafka" | sha256sum)"
 if fresh checked "$wanted"; then
-    present 5 "Check"
+    present 6 "Check"
 else
-    step 5 "Check" "$VENV/bin/python" -c 'import collector, enricher, podwire, schemas, confluent_kafka, faust'
+    step 6 "Check" "$VENV/bin/python" -c 'import collector, enricher, podwire, schemas, confluent_kafka, faust'
     stamp checked "$wanted"
 fi

@@ -17,7 +17,9 @@ import structlog
 
 from enricher.engine import RawMessage
 from enricher.kafka import KafkaException
+from enricher.schema_ids import RETRY_SECONDS
 from schemas import catalog
+from schemas.registry import RegistryAwayError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from enricher.engine import Engine, Partition
     from enricher.kafka import PartitionReader
     from enricher.metadata import MetadataReader
+    from enricher.raw import Half, Rejected
     from enricher.settings import Settings
 
 TICK_SECONDS = 0.01
@@ -135,13 +138,30 @@ class Worker:
         if partition is None or partition.position not in {None, message.offset}:
             partition = self._begin(message.partition, message.offset)
         await self._warm[partition]
+        halves = (
+            await self._cut(partition, message.value)
+            if self._engine.may_ask_registry(message.value)
+            else None
+        )
         if partition.dropped or self.stopping.is_set():
             return
         taken = RawMessage(message.offset, round(message.timestamp * 1000), message.key, message.value)
-        self._engine.take(partition, taken, event.ack, wall_ms())
+        self._engine.take(partition, taken, event.ack, wall_ms(), halves)
         while self._is_full():
             self._room.clear()
             await self._room.wait()
+
+    async def _cut(self, partition: Partition, value: bytes | None) -> list[Half] | Rejected | None:
+        """Return what `take` would cut a message of another schema into; the stream waits while the registry is away.
+
+        None when the partition was revoked meanwhile, or the end has begun.
+        """
+        while not partition.dropped and not self.stopping.is_set():
+            try:
+                return await asyncio.to_thread(self._engine.cut, partition.number, value)
+            except RegistryAwayError:
+                await asyncio.sleep(RETRY_SECONDS)  # the registry tells nobody that it is back
+        return None
 
     def _is_full(self) -> bool:
         engine, settings = self._engine, self._settings
@@ -196,6 +216,8 @@ class Worker:
             except KafkaException as error:
                 log.warning("warm_up_failed", partition=number, error=str(error))
                 await asyncio.sleep(WARM_UP_RETRY_SECONDS)
+            except RegistryAwayError:
+                await asyncio.sleep(RETRY_SECONDS)
             else:
                 return
 

@@ -104,6 +104,7 @@ class Engine:
         self._limits = limits
         self._ids = ids
         self._raw_id = ids.id_of(catalog.RAW)
+        self._raw_prefix = codec.prefix(self._raw_id)
         self._dead_letter_id = ids.id_of(catalog.DEADLETTER)
         self._builder = builder
         self.corrections = corrections.Corrections(
@@ -152,18 +153,40 @@ class Engine:
         """
         pairing = partition.pairing = Pairing(self._limits.window_ms, PairCounts())
         for append_ms, value in messages:
-            halves = raw.cut(value, partition.number, self._ids, self._raw_id)
+            halves = self.cut(partition.number, value)
             if isinstance(halves, list) and not raw.is_foreign(halves, self._builder.cluster):
                 pairing.add(append_ms, halves)
         pairing.counts = self.counts.pairs
 
-    def take(self, partition: Partition, message: RawMessage, ack: Callable[[], None], now_ms: int) -> None:
-        """Process one message; `ack` is called once all that it caused was delivered."""
+    def may_ask_registry(self, value: bytes | None) -> bool:
+        """Return whether a message was not written with our own schema, so that cutting it may ask the registry."""
+        return value is None or not value.startswith(self._raw_prefix)
+
+    def cut(self, number: int, value: bytes | None) -> list[raw.Half] | raw.Rejected:
+        """Return the halves of a message of partition `number`, or why it was rejected; RegistryAwayError for now.
+
+        May run in another thread.
+        """
+        return raw.cut(value, number, self._ids, self._raw_id)
+
+    def take(
+        self,
+        partition: Partition,
+        message: RawMessage,
+        ack: Callable[[], None],
+        now_ms: int,
+        halves: list[raw.Half] | raw.Rejected | None = None,
+    ) -> None:
+        """Process one message; `ack` is called once all that it caused was delivered.
+
+        `halves` is what it was cut into, where that was asked before.
+        """
+        if halves is None:
+            halves = self.cut(partition.number, message.value)
         entry = Entry(self.output, ack)
         partition.entries.append(entry)
         partition.position = message.offset + 1
         self.counts.batches += 1
-        halves = raw.cut(message.value, partition.number, self._ids, self._raw_id)
         if isinstance(halves, raw.Rejected):
             self._dead_letter(partition.number, message, halves, entry, now_ms)
             halves = []

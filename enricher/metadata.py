@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import structlog
 
 from enricher import kafka
+from enricher.schema_ids import RETRY_SECONDS
 from schemas import catalog, codec
-from schemas.registry import UnknownSchemaError
+from schemas.registry import PatientIds, UnknownSchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,11 +116,15 @@ class Unpacker:
         return codec.decode(topic.schema, value, writer)
 
 
+class _StoppedError(Exception):
+    """The reader was asked to end while it waited for the registry."""
+
+
 class MetadataReader:
     """The thread. Changes queue up until `drain`; a failure of the thread comes out of `drain` too."""
 
     def __init__(self, bootstrap: str, ids: SchemaIds, cluster: str) -> None:
-        self.unpacker = Unpacker(ids, cluster)
+        self.unpacker = Unpacker(PatientIds(ids, self._wait), cluster)
         self.ready = threading.Event()
         self._bootstrap = bootstrap
         self._changes: queue.SimpleQueue[list[Change]] = queue.SimpleQueue()
@@ -145,6 +150,10 @@ class MetadataReader:
             changes += self._changes.get()
         return changes
 
+    def _wait(self, _what: str) -> None:
+        if self._stop.wait(RETRY_SECONDS):
+            raise _StoppedError
+
     def _run(self) -> None:
         try:
             consumer = kafka.metadata_consumer(self._bootstrap, TOPICS)
@@ -157,6 +166,8 @@ class MetadataReader:
                         self.ready.set()
             finally:
                 consumer.close()
+        except _StoppedError:
+            return
         except Exception as error:  # noqa: BLE001 (the thread's outermost loop: `drain` raises it again)
             self._failure = error
             self.ready.set()

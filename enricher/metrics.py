@@ -81,6 +81,7 @@ GAUGES = {
     "assigned_partitions": "partitions of the raw topic that this worker has",
     "pods": "pods known, the ended ones included",
     "metadata_undecodable": "metadata records that could not be read, since the start",
+    "registry_awaited": "1 while something waits for the schema registry, which is away; else 0",
     "metadata_age_seconds": "age of the pods' watermark; absent before the first",
 }
 

@@ -85,7 +85,7 @@ def run(arguments: list[str]) -> int:
     settings = read(ReplaySettings, "python -m enricher replay", arguments)
     patience = Patience(settings.stall_seconds)
     counts = kafka.wait_for_topics(settings.bootstrap, (catalog.RAW, *metadata.TOPICS), patience.wait)
-    ids = registry.connect(settings.registry_url, patience.wait)
+    ids = registry.PatientIds(registry.connect(settings.registry_url, patience.wait), patience.wait)
     try:
         Share(settings, ids, patience).run(counts[catalog.RAW.name])
     except registry.UnknownSchemaError as error:

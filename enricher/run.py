@@ -26,6 +26,7 @@ from enricher.metrics import Exporter
 from enricher.networks import Networks
 from enricher.output import Output
 from enricher.resolve import Resolver
+from enricher.schema_ids import WatchedIds
 from enricher.settings import parse
 from schemas import catalog, registry
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from enricher.settings import Settings
-    from schemas.registry import SchemaIds
 
 RETRY_SECONDS = 1.0
 TOPICS = (catalog.RAW, catalog.FLOWS, catalog.DEADLETTER, catalog.CORRECTIONS, *metadata.TOPICS)
@@ -96,17 +96,17 @@ def _check_partitions(counts: Mapping[str, int]) -> None:
         )
 
 
-def _schema_ids(settings: Settings, waiting: Waiting) -> SchemaIds:
+def _schema_ids(settings: Settings, waiting: Waiting) -> WatchedIds:
     ids = registry.connect(settings.registry_url, waiting)
     try:
         for topic in TOPICS:
             ids.id_of(topic)
     except registry.UnknownSchemaError as error:
         raise SchemaIdError(f"{error}", "register the schemas, then start again") from error
-    return ids
+    return WatchedIds(ids)
 
 
-def _assemble(settings: Settings, ids: SchemaIds, exporting: CollectorRegistry, waiting: Waiting) -> Worker:
+def _assemble(settings: Settings, ids: WatchedIds, exporting: CollectorRegistry, waiting: Waiting) -> Worker:
     history = History(settings.clock_skew_us)
     reader = metadata.MetadataReader(settings.bootstrap, ids, settings.cluster)
     reader.start()
@@ -129,24 +129,24 @@ def _assemble(settings: Settings, ids: SchemaIds, exporting: CollectorRegistry, 
         CorrectionLimits(settings.correction_ms, settings.corrections_max),
     )
     engine = Engine(limits, ids, history, builder, output)
-    exporting.register(Exporter(engine.counts, lambda: _gauges(engine, reader)))
+    exporting.register(Exporter(engine.counts, lambda: _gauges(engine, reader, ids)))
     raw_reader = kafka.PartitionReader(settings.bootstrap, settings.group_id, catalog.RAW.name)
     changelog = None
     if settings.correction_ms:
         changelog = kafka.PartitionReader(settings.bootstrap, settings.group_id, catalog.CORRECTIONS.name)
     worker = Worker(settings, engine, reader, raw_reader, changelog, die)
     watchdog_reader = kafka.PartitionReader(settings.bootstrap, settings.group_id, catalog.RAW.name)
-    watchdog.watch(watchdog_reader, settings.stall_seconds, lambda: _progress(engine), die)
+    watchdog.watch(watchdog_reader, settings.stall_seconds, lambda: _progress(engine, ids), die)
     _bound_the_end(worker, settings.stop_seconds)
     return worker
 
 
-def _progress(engine: Engine) -> watchdog.Progress:
+def _progress(engine: Engine, ids: WatchedIds) -> watchdog.Progress:
     positions = {number: partition.position for number, partition in list(engine.partitions.items())}
-    return watchdog.Progress(positions, engine.counts.batches)
+    return watchdog.Progress(positions, engine.counts.batches, ids.waited_for)
 
 
-def _gauges(engine: Engine, reader: metadata.MetadataReader) -> Mapping[str, float | None]:
+def _gauges(engine: Engine, reader: metadata.MetadataReader, ids: WatchedIds) -> Mapping[str, float | None]:
     partitions = list(engine.partitions.values())
     until_us = engine.history.pods_complete_until_us
     return {
@@ -158,6 +158,7 @@ def _gauges(engine: Engine, reader: metadata.MetadataReader) -> Mapping[str, flo
         "assigned_partitions": len(partitions),
         "pods": engine.history.pods,
         "metadata_undecodable": reader.unpacker.undecodable,
+        "registry_awaited": ids.waited_for,
         "metadata_age_seconds": None if until_us is None else wall_ms() / 1000 - until_us / 1_000_000,
     }
 

@@ -24,10 +24,17 @@ CHECKS_PER_STALL = 6
 
 @dataclass(frozen=True)
 class Progress:
-    """What the worker has done: `positions` per assigned partition, `processed` messages in all."""
+    """What the worker has done.
+
+    Attributes:
+        positions: per assigned partition, the offset expected next.
+        processed: messages in all.
+        excused: whether it waits for another service, for which no restart is a remedy.
+    """
 
     positions: Mapping[int, int | None]
     processed: int
+    excused: bool = False
 
 
 class StallDetector:
@@ -46,7 +53,7 @@ class StallDetector:
             if number in progress.positions
         )
         seen = (progress.processed, tuple(sorted(progress.positions.items())))
-        if not behind or seen != self._last:
+        if not behind or progress.excused or seen != self._last:
             self._last, self._since = seen, now
             return False
         return now - self._since >= self._stall_seconds
@@ -58,7 +65,7 @@ def watch(
     progress: Callable[[], Progress],
     fail: Callable[[BaseException], None],
 ) -> threading.Thread:
-    """Start the thread; it calls `fail` with a StalledError at most once. An absent broker is no stall."""
+    """Start the thread; it calls `fail` with a StalledError at most once. An absent broker or registry is no stall."""
     detector = StallDetector(stall_seconds)
 
     def loop() -> None:

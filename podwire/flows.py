@@ -28,7 +28,7 @@ NO_LEADER = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABL
 
 
 class FlowReader:
-    """Reads the flows topic from offsets of one's choice.
+    """Reads the flows topic from offsets of one's choice; RegistryAwayError where a schema can't be asked for.
 
     Attributes:
         unreadable: how many messages could not be decoded so far.

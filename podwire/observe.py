@@ -209,7 +209,7 @@ def run(
     line = FORMATS[output]
     colour = sys.stdout.isatty() and output != "json"
     stop = _Stop()
-    reader = FlowReader(bootstrap, registry.connect(registry_url or "", _unreachable), topic)
+    reader = FlowReader(bootstrap, registry.connect(registry_url or ""), topic)
     try:
         end = {partition: high for partition, (_, high) in reader.bounds().items()}
         if since_text is not None:
@@ -237,15 +237,14 @@ def run(
             f"podwire observe: {error.args[0].str()}. Is Kafka at {bootstrap}, with topic {topic}?\n"
         )
         return 1
+    except registry.RegistryAwayError as error:
+        sys.stderr.write(f"podwire observe: {error} does not answer.\n")
+        return 1
     finally:
         reader.close()
     if reader.unreadable:
         sys.stderr.write(f"podwire observe: {reader.unreadable} messages could not be decoded.\n")
     return 0
-
-
-def _unreachable(what: str) -> None:
-    raise ValueError(f"{what} does not answer")
 
 
 class _Stop:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import fastavro
+from fastavro.read import SchemaResolutionError
 
 PREFIX_BYTES = 5
 _PREFIX = struct.Struct(">bI")
@@ -58,10 +59,14 @@ def encode(schema: str, record: dict[str, Any], schema_id: int) -> bytes:
 def decode(schema: str, value: bytes, writer: Any = None) -> dict[str, Any]:
     """Return the record in a framed value, read with `writer`'s schema where given.
 
-    Raises FramingError without a prefix; EOFError, ValueError, IndexError or UnicodeDecodeError on broken Avro.
+    Raises FramingError without a prefix; EOFError, ValueError, IndexError or UnicodeDecodeError on broken Avro;
+    ValueError when the writer's schema can't be read as ours.
     """
     payload = io.BytesIO(split(value)[1])
-    record: dict[str, Any] = fastavro.schemaless_reader(payload, writer or parsed(schema), parsed(schema))
+    try:
+        record: dict[str, Any] = fastavro.schemaless_reader(payload, writer or parsed(schema), parsed(schema))
+    except SchemaResolutionError as error:
+        raise ValueError(f"it was written with a schema that can't be read as {schema}") from error
     if payload.read(1):
         raise ValueError("bytes follow the record")
     return record

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from podwire.flows import Flow
+    from schemas.registry import SchemaIds
 
 TRAFFIC = Path(__file__).with_name("traffic.py")
 SEEN_SECONDS_MAX = 60.0
@@ -79,6 +80,7 @@ class Pipeline:
     Attributes:
         flows: distinct flow records seen so far, by identity.
         repeats: how often an identity came again.
+        ids: what the flows' schema ids mean.
         replication: factor of the topics.
     """
 
@@ -102,6 +104,7 @@ class Pipeline:
         self.flows: dict[tuple[str, str, str, int, int], Flow] = {}
         self.repeats: Counter[tuple[str, str, str, int, int]] = Counter()
         self._next: dict[int, int] = {}
+        self.ids: SchemaIds = CatalogIds()
 
     def __enter__(self) -> Self:
         try:
@@ -156,7 +159,7 @@ class Pipeline:
 
     def read(self) -> None:
         """Add the flow records that have come since the last call."""
-        reader = FlowReader(self.broker.bootstrap, CatalogIds())
+        reader = FlowReader(self.broker.bootstrap, self.ids)
         try:
             bounds = reader.bounds()
             start = {partition: self._next.get(partition, low) for partition, (low, _) in bounds.items()}

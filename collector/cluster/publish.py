@@ -16,6 +16,7 @@ from collector.cluster.state import TOPICS
 from collector.cluster.stop import StopRequested
 from collector.errors import KafkaFatalError
 from schemas import catalog, codec
+from schemas.registry import RegistryAwayError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -210,6 +211,9 @@ def restore(
                 unreadable += not _take(message, topic, cluster, state=state, publisher=publisher, ids=ids)
         except (kafka.KafkaException, TimeoutError) as error:
             wait(f"Kafka's {topic.name} ({error})")
+            continue
+        except RegistryAwayError as error:  # who is away is no reason to call a record unreadable
+            wait(str(error))
             continue
         if unreadable:
             log.warning("records_unreadable", topic=topic.name, count=unreadable)

@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from schemas import catalog
 from tests.fault.brokers import Brokers
+from tests.fault.registry_away import REGISTRY, registry_away
 from tests.fault.rounds import SETTLE_SECONDS_MAX, Setting, restart
 
 if TYPE_CHECKING:
@@ -263,6 +264,7 @@ FAULTS: dict[str, Fault] = {
     "ring full": Fault(fill_ring, NO_ROOM, loses=True),
     "clock stepped by +5 s": Fault(step_clock(5), TWO_NODES),
     "clock stepped by -5 s": Fault(step_clock(-5), TWO_NODES),
+    "registry away": Fault(registry_away, REGISTRY, seconds=(15.0, 3.0)),
     "one of three brokers killed": Fault(kill_one_of_three, THREE, seconds=(30.0, 5.0)),
 }
 CANARY = Fault(nothing, LEAKY, settle_seconds_max=15.0)

@@ -19,10 +19,12 @@ from confluent_kafka import KafkaException
 from podwire.demo.lab import Port
 from podwire.demo.processes import HEALTHY_SECONDS_MAX
 from schemas import catalog
+from schemas.registry import connect
 from tests.fault import clock
 from tests.fault.books import Books, TopicReader, decoded, halves_of
 from tests.fault.brokers import Brokers
 from tests.pipeline import Pipeline, program, serve
+from tests.registry import Registered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +54,7 @@ class Setting:
         spool_bytes: size of the file system that holds the collector's state; 0 takes a plain folder.
         collector: module that is run as the node collector.
         second_node: whether the server's pod is on a node of its own, whose collector's clock can be stepped.
+        registry: whether the services take schema ids from a registry.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Setting:
     spool_bytes: int = 0
     collector: tuple[str, ...] = ("collector", "node")
     second_node: bool = False
+    registry: bool = False
 
 
 class World(Pipeline):
@@ -69,12 +73,14 @@ class World(Pipeline):
 
     Attributes:
         books: of all that has happened in this world.
+        registry: the registry, None where the ids are the catalog's.
     """
 
     def __init__(self, setting: Setting, folder: Path) -> None:
-        super().__init__(
-            "fault", folder, {"PODWIRE_REPORT_INTERVAL_S": "1", **setting.services}, restart=False
-        )
+        self.registry = Registered(folder / "registry") if setting.registry else None
+        url = self.registry.url if self.registry else ""
+        settings = {"PODWIRE_REPORT_INTERVAL_S": "1", "PODWIRE_REGISTRY_URL": url, **setting.services}
+        super().__init__("fault", folder, settings, restart=False)
         self.setting = setting
         self.replication = setting.brokers
         self.books = Books()
@@ -116,6 +122,10 @@ class World(Pipeline):
         return super().make_broker() if self.setting.brokers == 1 else Brokers(self.folder / "kafka")
 
     def _start(self) -> None:
+        if self.registry is not None:
+            self._stack.callback(self.registry.stop)
+            self.registry.start()
+            self.ids = connect(self.registry.url)
         super()._start()
         self.client = self.lab.pod("web", "shop")
         self.server = self.lab.pod(SERVER, "shop")

@@ -9,10 +9,13 @@ import pytest
 
 from collector import kafka
 from collector.cluster.metrics import Metrics
-from collector.cluster.publish import Publisher
+from collector.cluster.publish import Publisher, restore
+from collector.cluster.state import TOPICS, State
 from collector.cluster.stop import Stop, StopRequested
 from collector.errors import KafkaFatalError
-from schemas import codec
+from schemas import catalog, codec
+from schemas.registry import CatalogIds, RegistryAwayError
+from tests import halves
 
 if TYPE_CHECKING:
     from collector.cluster.records import Kind
@@ -245,3 +248,32 @@ def test_stop_ends_waiting_for_a_broker_that_is_away(script: dict[str, Any]) -> 
     stop.request()
     with pytest.raises(StopRequested):
         publisher(Producer(**script), stop).publish(CHANGES, {})
+
+
+def test_take_over_reads_again_once_the_registry_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry that goes away while the topics are read makes no record unreadable: all are read again."""
+
+    class Away(CatalogIds):
+        def writer_schema(self, schema_id: int) -> Any:
+            if not said:
+                raise RegistryAwayError("the schema registry")
+            return super().writer_schema(schema_id)
+
+    class Written(Delivered):
+        def value(self) -> bytes:
+            return codec.encode("Pod", halves.pod_record(1), catalog.PODS.schema_id)
+
+    said: list[str] = []
+    state = State(halves.CLUSTER, {kind: topic.schema_id for kind, topic in TOPICS.items()}, 0, 10**15)
+    monkeypatch.setattr(kafka, "read_to_end", lambda *_, **__: [Written(catalog.PODS.name, 0)])
+    restore(
+        "broker",
+        catalog.PODS,
+        halves.CLUSTER,
+        state=state,
+        publisher=publisher(Producer()),
+        ids=Away(),
+        wait=said.append,
+    )
+    assert said == ["the schema registry"]
+    assert state.present_count("pods") == 1

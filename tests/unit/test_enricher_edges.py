@@ -80,8 +80,9 @@ def test_stall_is_waiting_input_without_progress() -> None:
         (Progress({0: 5}, 11), {0: 9}),
         (Progress({0: 5}, 10), {0: 5}),
         (Progress({}, 10), {}),
+        (Progress({0: 5}, 10, excused=True), {0: 9}),
     ],
-    ids=["moved", "processed", "nothing_waits", "nothing_assigned"],
+    ids=["moved", "processed", "nothing_waits", "nothing_assigned", "registry_away"],
 )
 def test_progress_or_an_empty_input_is_no_stall(later: Progress, ends: dict[int, int]) -> None:
     """Whatever moved in between starts the time anew."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import structlog
+from confluent_kafka.schema_registry import SchemaRegistryClient
 
 from collector.errors import SchemaIdError
 from collector.node.startup import SchemaIds, StoppedError, Wait, schema_ids
+from podwire.demo.broker import free_port
 from schemas import catalog, registry
 
 
@@ -39,25 +41,19 @@ def test_schema_ids_come_from_the_catalog_without_a_registry() -> None:
 
 
 def test_schema_ids_wait_for_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A registry that does not accept connections is waited for; once it does, it is asked."""
-
-    class Known:
-        def id_of(self, topic: catalog.Topic) -> int:
-            return 100 + topic.schema_id
-
-    monkeypatch.setattr(registry, "RegistryIds", lambda _: Known())
-    server = socket.socket()
-    server.bind(("127.0.0.1", 0))
+    """A registry that does not accept connections is waited for; once it answers, it is asked for both."""
     waited = []
 
     def wait(what: str) -> None:
         waited.append(what)
-        server.listen()
+        monkeypatch.setattr(SchemaRegistryClient, "lookup_schema", found)
 
-    url = f"http://127.0.0.1:{server.getsockname()[1]}"
+    def found(_: Any, subject: str, __: Any) -> Any:
+        return SimpleNamespace(schema_id={"podwire.tcp.raw.v1-value": 101}.get(subject, 102))
+
+    url = f"http://127.0.0.1:{free_port()}"
     assert schema_ids(url, wait) == SchemaIds(101, 102)
     assert waited == [f"the schema registry at {url}"]
-    server.close()
 
 
 def test_unknown_schema_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:

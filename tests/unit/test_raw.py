@@ -55,6 +55,13 @@ def test_unknown_schema_id_is_rejected_with_the_id() -> None:
     assert (found.reason, found.schema_id) == ("UNKNOWN_SCHEMA_ID", 12345)
 
 
+@pytest.mark.parametrize("topic", [catalog.FLOWS, catalog.PODS], ids=lambda topic: topic.schema)
+def test_schema_of_another_record_is_rejected(topic: catalog.Topic) -> None:
+    """An id that is known, of a record that can't be read as a batch: a value too, not the worker's end."""
+    found = rejected(codec.prefix(topic.schema_id) + SAMPLE[5:])
+    assert (found.reason, found.schema_id) == ("UNDECODABLE", topic.schema_id)
+
+
 def test_other_partition_is_rejected() -> None:
     """A batch in another partition than its header says would never meet its other halves."""
     assert rejected(SAMPLE, partition=1).reason == "WRONG_PARTITION"
