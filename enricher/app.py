@@ -184,13 +184,14 @@ class Worker:
     async def _warm_up(self, partition: Partition) -> None:
         """Find where the partition begins and rebuild its waiting halves, as often as it takes."""
         number = partition.number
+        resumes = partition.position is None  # else offsets may have been skipped, and those are not covered
         while not partition.dropped:
             try:
                 if partition.position is None:
                     committed = await asyncio.to_thread(self._reader.committed, [number])
                     partition.position = committed[number]
                 if partition.position is not None:
-                    await asyncio.to_thread(self._rebuild, partition, partition.position)
+                    await asyncio.to_thread(self._rebuild, partition, partition.position, resumes)
                 if self._changelog is not None:
                     await self._restore(partition, self._changelog)
             except KafkaException as error:
@@ -213,7 +214,7 @@ class Worker:
         if not partition.dropped and not self.stopping.is_set():  # else it was not read to its end
             corrections.restore(partition, found, wall_ms())
 
-    def _rebuild(self, partition: Partition, position: int) -> None:
+    def _rebuild(self, partition: Partition, position: int, acknowledged: bool) -> None:
         before = self._reader.before(
             partition.number,
             position,
@@ -221,7 +222,7 @@ class Worker:
             lambda: partition.dropped or self.stopping.is_set(),
         )
         with contextlib.closing(before):
-            self._engine.warm(partition, before)
+            self._engine.warm(partition, before, acknowledged=acknowledged)
 
     async def _on_assigned(self, _app: Any, assigned: set[Any], **_: Any) -> None:
         numbers = sorted(tp.partition for tp in assigned if tp.topic == catalog.RAW.name)
@@ -239,7 +240,8 @@ class Worker:
         """Deliver what is in flight and acknowledge it, so that the next worker repeats little."""
         self.stopping.set()
         deadline = time.monotonic() + FLUSH_SECONDS
-        while self._engine.output.in_flight and time.monotonic() < deadline:
+        self._engine.closing = True
+        while (self._engine.output.in_flight or self._engine.unacknowledged) and time.monotonic() < deadline:
             await asyncio.sleep(TICK_SECONDS)
             self._engine.tick([], wall_ms())
         self._engine.tick([], wall_ms())
