@@ -147,13 +147,13 @@ class Engine:
     @property
     def unacknowledged(self) -> int:
         """Messages processed and not acknowledged."""
-        left = sum(len(partition.entries) for partition in self.partitions.values())
-        return left + len(self._done) + sum(len(one.acks) for one in self._rounds)
+        left = sum(len(partition.entries) for partition in list(self.partitions.values()))
+        return left + len(self._done) + sum(len(one.acks) for one in list(self._rounds))
 
     @property
     def uncovered(self) -> int:
         """Batches processed whose Coverage is not handed to Kafka."""
-        return len(self._settled) + sum(len(one.unsettled) for one in self.partitions.values())
+        return len(self._settled) + sum(len(one.unsettled) for one in list(self.partitions.values()))
 
     @property
     def warm_up_ms(self) -> int:

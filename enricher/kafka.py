@@ -1,7 +1,7 @@
-"""The enricher's door to Kafka beside Faust: the producer, the metadata consumer, and the raw topic's re-reader.
+"""The enricher's door to Kafka beside Faust: the producer, the plain consumers, and the raw topic's re-reader.
 
-The one importer of `confluent_kafka` in this service. Never encodes, and never commits an offset: that is
-Faust's. Called by `run`, `output`, `metadata` and `app`.
+The one importer of `confluent_kafka` in this service. Never encodes, and never commits an offset of the raw topic:
+that is Faust's. Called by `run`, `output`, `metadata`, `joiner` and `app`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
+    OFFSET_END,
     Consumer,
     KafkaError,
     KafkaException,
@@ -29,6 +30,7 @@ __all__ = [
     "KafkaException",
     "Message",
     "PartitionReader",
+    "ReportReader",
     "is_end",
     "metadata_consumer",
     "producer",
@@ -133,6 +135,70 @@ def wait_for_topics(bootstrap: str, topics: Sequence[Topic], wait: Callable[[str
         if not missing:
             return {topic.name: len(present[topic.name].partitions) for topic in topics}
         wait(f"topic {', '.join(missing)} (create them with `podwire topics create`)")
+
+
+class ReportReader:
+    """Reads topics of one partition on from a point in time that it keeps in Kafka. For one thread.
+
+    The point is an offset of the first topic and a time, committed for a group that has no members.
+    """
+
+    def __init__(self, bootstrap: str, group: str, timeout_seconds: float = 10.0) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap,
+                "group.id": group,
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "earliest",
+                "fetch.wait.max.ms": 100,
+                "reconnect.backoff.max.ms": 2_000,
+                "log_level": 2,
+            }
+        )
+
+    def begin(self, first: Topic, second: Topic, whole: Topic, unix_ms: int, margin_ms: int) -> None:
+        """Start the first topic where `keep` said, else at `unix_ms`, the second at that time less a margin.
+
+        `whole` is read from its beginning. KafkaException while the broker does not answer.
+        """
+        (kept,) = self._consumer.committed([TopicPartition(first.name, 0)], timeout=self._timeout_seconds)
+        if kept.error:
+            raise KafkaException(kept.error)
+        if kept.offset >= 0 and kept.metadata:
+            start, unix_ms = kept.offset, int(kept.metadata)
+        else:
+            start = self._at(first, unix_ms)
+        self._consumer.assign(
+            [
+                TopicPartition(first.name, 0, start),
+                TopicPartition(second.name, 0, self._at(second, unix_ms - margin_ms)),
+                TopicPartition(whole.name, 0, OFFSET_BEGINNING),
+            ]
+        )
+
+    def _at(self, topic: Topic, unix_ms: int) -> int:
+        asked = [TopicPartition(topic.name, 0, max(0, unix_ms))]
+        (found,) = self._consumer.offsets_for_times(asked, timeout=self._timeout_seconds)
+        if found.error:
+            raise KafkaException(found.error)
+        return int(found.offset) if found.offset >= 0 else OFFSET_END
+
+    def read(self) -> list[Message]:
+        """Return the next messages, as soon as there are any; ends and errors among them."""
+        found: list[Message] = self._consumer.consume(BATCH_MESSAGES, POLL_SECONDS / 2)
+        return found
+
+    def keep(self, topic: Topic, offset: int, unix_ms: int) -> None:
+        """Keep where a successor begins; KafkaException."""
+        point = TopicPartition(topic.name, 0, offset, metadata=str(unix_ms))
+        self._consumer.commit(offsets=[point], asynchronous=False)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._consumer.close()
 
 
 class PartitionReader:

@@ -82,7 +82,7 @@ def _named(flow: Flow, field: str, wanted: tuple[str, ...], *, prefix: bool) -> 
     return False
 
 
-def since(text: str, now_unix_ms: int) -> int:
+def since(text: str, now_unix_ms: int, option: str = "--since") -> int:
     """Return Unix ms for "90s", "5m", "2h", "1d" ago or an ISO 8601 time (UTC where it names no zone).
 
     ValueError with a usable message otherwise.
@@ -93,7 +93,7 @@ def since(text: str, now_unix_ms: int) -> int:
         at = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(
-            f"--since {text!r}: give a span (90s, 5m, 2h, 1d) or a time such as 2026-01-31T12:00:00Z"
+            f"{option} {text!r}: give a span (90s, 5m, 2h, 1d) or a time such as 2026-01-31T12:00:00Z"
         ) from None
     return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1000)
 

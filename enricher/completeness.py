@@ -1,0 +1,394 @@
+"""Says per node and interval whether every event of it is delivered: CollectorReports joined with Coverage.
+
+Owns the intervals that are not decided yet, what is known of each node's collector, and the rules. COMPLETE is said on
+proof only and never withdrawn: the kernel lost nothing, every batch that may hold an event of the interval is
+covered, and the events in these batches are as many as the collector read. Pure: records in, records out, times come
+in. Called by `joiner`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from enricher.covered import Covered, Step
+from enricher.intervals import (
+    begins_well,
+    by_number,
+    ends_well,
+    in_words,
+    inside,
+    lost_files,
+    make,
+    process_of,
+    rank,
+    total,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from enricher.covered import Sums
+    from enricher.intervals import Interval, Losses
+
+GRACE_MS = 30_000
+"""How long after its report an interval may be undecided before it is called PENDING."""
+HOLD_MS = 6 * 3_600_000
+"""How long an interval that is not complete, or a node that is silent, is followed."""
+SILENT_INTERVALS = 3
+SILENT_MS_MIN = 15_000
+
+
+@dataclass(eq=False)
+class Node:
+    """What is known of a node that has reported."""
+
+    last: Mapping[str, Any]
+    offset: int
+    arrived_ms: int
+    batches: Covered
+    ended: bool = False
+    spooled: int = 0
+    lost_files: bool = False
+    step: Step | None = None
+    pending: list[Interval] = field(default_factory=list)
+    newest: Interval | None = None
+    books: int | None = None
+    books_last: int | None = None
+    silent_said_ms: int = 0
+
+
+class Completeness:
+    """The join, for one cluster.
+
+    Attributes:
+        outcomes: records made so far, by outcome.
+    """
+
+    def __init__(self, cluster: str) -> None:
+        self._cluster = cluster
+        self._nodes: dict[str, Node] = {}
+        self._covered: dict[str, dict[tuple[str, int], Covered]] = {}
+        self._known: dict[str, Mapping[str, Any]] = {}
+        self._gone: set[str] = set()  # nodes that Kubernetes had and has no more: their silence is no news
+        self._never_said_ms: dict[str, int] = {}
+        self._since_ms: int | None = None
+        self._out: list[dict[str, Any]] = []
+        self.outcomes: Counter[str] = Counter()
+
+    @property
+    def undecided(self) -> int:
+        """Intervals that are neither proven nor given up."""
+        return sum(len(node.pending) for node in self._nodes.values())
+
+    def cursor(self) -> int | None:
+        """Return the offset of the oldest report that is still needed; None before the first."""
+        offsets = [
+            min([node.offset, *(one.base_offset for one in node.pending)]) for node in self._nodes.values()
+        ]
+        return min(offsets, default=None)
+
+    def node(self, uid: str, record: Mapping[str, Any] | None) -> None:
+        """Take a Node record of Kubernetes under its UID, None for a tombstone."""
+        known = self._known.pop(uid, None)
+        if known is not None:
+            self._gone.add(known["name"])
+        if record is not None and record["cluster"] == self._cluster and record["valid_to_us"] is None:
+            self._known[uid] = record
+            self._gone.discard(record["name"])
+
+    def coverage(self, record: Mapping[str, Any], at_ms: int) -> None:
+        """Take a Coverage record that was appended at `at_ms`."""
+        for one in record["ranges"]:
+            if one["cluster"] == self._cluster:
+                self._process(one, at_ms).add(one)
+        for one in record["dead"]:
+            if one["cluster"] == self._cluster:
+                dead = self._process(one, at_ms).dead
+                dead[one["partition"], one["sequence"]] = one["reason"]
+
+    def _process(self, one: Mapping[str, Any], at_ms: int) -> Covered:
+        known = self._covered.setdefault(one["node"], {})
+        covered = known.setdefault((one["boot_id"], one["producer_epoch"]), Covered())
+        covered.touched_ms = max(covered.touched_ms, at_ms)
+        return covered
+
+    def report(self, record: Mapping[str, Any], offset: int, at_ms: int) -> None:
+        """Take a CollectorReport, with its offset and the time at which it was appended."""
+        if record["cluster"] != self._cluster:
+            return
+        node = self._nodes.get(record["node"])
+        if not record["sequences"] or record["to_boot_us"] is None:
+            if node is not None:
+                node.arrived_ms = at_ms
+            return  # of a collector that does not say enough to prove anything
+        batches = self._process(record, at_ms)
+        if node is None:
+            node = self._nodes[record["node"]] = Node(record, offset, at_ms, batches)
+            if record["sequence"] == 0:
+                node.books = 0
+                self._add(node, None, offset, record, at_ms)
+        elif process_of(record) == process_of(node.last):
+            self._next(node, record, offset, at_ms)
+        elif (
+            record["boot_id"] != node.last["boot_id"]
+            or record["producer_epoch"] > node.last["producer_epoch"]
+        ):
+            self._successor(node, batches, record, offset, at_ms)
+        else:
+            return  # of a process that has a successor already
+        node.arrived_ms, node.ended, node.spooled = at_ms, record["last"], record["spooled"]
+        node.lost_files = lost_files(record)
+        if node.step is not None:
+            node.step.marker = by_number(record["marker"])
+            node.step.unreadable = node.lost_files
+        self._balance(node, record)
+
+    def _next(self, node: Node, record: Mapping[str, Any], offset: int, at_ms: int) -> None:
+        """Take another report of the same process; one whose interval is empty leaves all to the next one."""
+        if record["to_boot_us"] > node.last["to_boot_us"]:
+            self._add(node, node.last, node.offset, record, at_ms)
+            node.last, node.offset = record, offset
+
+    def _successor(
+        self, node: Node, batches: Covered, record: Mapping[str, Any], offset: int, at_ms: int
+    ) -> None:
+        """Take the first report of a process that follows on another one."""
+        before = node.last
+        same_boot = record["boot_id"] == before["boot_id"]
+        same_probes = same_boot and record["probes"] == before["probes"] != ""
+        epochs = (before["producer_epoch"], record["producer_epoch"])
+        processes = self._covered[record["node"]]
+
+        def between() -> list[Covered]:
+            return [
+                covered
+                for (boot_id, epoch), covered in processes.items()
+                if boot_id == record["boot_id"] and epochs[0] < epoch < epochs[1]
+            ]
+
+        step = Step(node.batches, by_number(before["sequences"]), between, batches, same_probes)
+        if node.step is not None:
+            node.step.following = step
+        if not same_probes:
+            self._say_unwatched(node, record, at_ms)
+            node.books, node.books_last = 0, None
+        interval = self._add(node, before if same_probes else None, node.offset, record, at_ms)
+        interval.begins = step if same_probes else None
+        for one in node.pending:
+            if one is not interval and one.ends is None:
+                one.ends, one.succeeded_by = step, interval
+        node.last, node.offset, node.batches, node.step = record, offset, batches, step
+
+    def _add(
+        self,
+        node: Node,
+        base: Mapping[str, Any] | None,
+        base_offset: int,
+        record: Mapping[str, Any],
+        at_ms: int,
+    ) -> Interval:
+        """Add the interval that `record` ends; counted from `base`, or from nothing where that is None."""
+        interval = make(record, base, base_offset, self._process(record, at_ms), at_ms)
+        node.pending.append(interval)
+        node.newest = interval
+        return interval
+
+    def _balance(self, node: Node, record: Mapping[str, Any]) -> None:
+        """Look whether attempted, lost and received agree; a difference counts when two reports show the same.
+
+        One that is gone with the next report was an event under way. After a restart of ours (books None) a difference
+        that stays is an old one.
+        """
+        newest = node.newest
+        if newest is None or newest.report is not record:
+            return
+        difference = record["unaccounted"]
+        if difference == (node.books or 0):
+            node.books = difference
+            self._close_books(node, record, 0)
+        elif difference == node.books_last:
+            newest.books_open = True
+            self._close_books(node, record, 0 if node.books is None else difference - node.books)
+            node.books = difference
+        else:
+            newest.books_open = True
+        node.books_last = difference
+
+    @staticmethod
+    def _close_books(node: Node, record: Mapping[str, Any], difference: int) -> None:
+        """Settle all intervals that waited for the books, with what they miss."""
+        for one in node.pending:
+            if one.books_open and one.report["probes"] == record["probes"]:
+                one.books_open = False
+                if difference:
+                    one.losses["MISCOUNT"] = abs(difference)
+
+    def tick(self, now_ms: int) -> list[dict[str, Any]]:
+        """Decide what can be decided at `now_ms` and return the Completeness records to publish."""
+        self._since_ms = now_ms if self._since_ms is None else self._since_ms
+        for name, node in list(self._nodes.items()):
+            for interval in node.pending:
+                self._judge(node, interval, now_ms)
+            node.pending = [
+                one for one in node.pending if not one.decided and now_ms - one.arrived_ms < HOLD_MS
+            ]
+            self._forget(node)
+            if name not in self._gone:
+                self._listen(name, node, now_ms)
+            if now_ms - node.arrived_ms > HOLD_MS:
+                del self._nodes[name]
+                self._gone.discard(name)
+        self._miss_unknown(now_ms)
+        for name, processes in list(self._covered.items()):
+            for key in [key for key, one in processes.items() if now_ms - one.touched_ms > HOLD_MS]:
+                del processes[key]
+            if not processes:
+                del self._covered[name]
+        out, self._out = self._out, []
+        for record in out:
+            self.outcomes[record["outcome"]] += 1
+        return out
+
+    def _judge(self, node: Node, interval: Interval, now_ms: int) -> None:
+        losses = dict(interval.losses)
+        late = now_ms - interval.arrived_ms >= GRACE_MS
+        sums, decided = None, False
+        if interval.all_batches_covered():
+            sums = interval.batches.sums(interval.slices)
+            if sums.events != interval.received:
+                losses["MISCOUNT"] = abs(sums.events - interval.received)
+            decided = begins_well(interval, losses)
+        elif interval.ends is not None and interval.ends.proven():
+            decided = ends_well(interval, losses)
+        elif late and any(inside(key, interval.slices) for key in interval.batches.dead):
+            losses["DEAD_LETTER"] = None
+        elif late and node.lost_files:
+            losses["SPOOL_UNREADABLE"] = None
+        open_books = decided and interval.books_open and not losses
+        if decided and not open_books:
+            interval.decided = True
+            interval.covered = losses == interval.losses
+        if interval.decided or losses or late:
+            reason = "BOOKS_OPEN" if open_books else "SPOOLED" if node.spooled else "NOT_COVERED"
+            pending = None if interval.decided or losses else reason
+            self._say(interval, losses, pending, sums if interval.decided else None, now_ms)
+
+    def _say(
+        self, interval: Interval, losses: Losses, pending: str | None, sums: Sums | None, now_ms: int
+    ) -> None:
+        """Publish what is known of an interval, unless just that was said last."""
+        said = (dict(losses), pending, sums, interval.decided)
+        if interval.said == said:
+            return
+        interval.said = said
+        ordered = sorted(losses, key=rank)
+        record = interval.report
+        self._out.append(
+            self._record(record["node"], record)
+            | {
+                "outcome": "PENDING" if pending else "GAP" if losses else "COMPLETE",
+                "reason": pending or (ordered[0] if ordered else None),
+                "missing": total(losses),
+                "detail": pending
+                or ", ".join(in_words(reason, losses[reason]) for reason in ordered)
+                or None,
+                "from_unix_us": interval.from_us,
+                "to_unix_us": record["to_unix_us"],
+                "uncertainty_us": interval.uncertainty_us,
+                "report_sequence": record["sequence"],
+                "events": None if sums is None else sums.events - sums.repeats,
+                "repeats": None if sums is None else sums.repeats,
+                "decided_at": now_ms,
+            }
+        )
+
+    def _say_unwatched(self, node: Node, record: Mapping[str, Any], at_ms: int) -> None:
+        """Publish the gap between the last report of a process and the opening of its successor's own probes."""
+        reason = "NOT_WATCHED" if node.ended else "COLLECTOR_KILLED"
+        self._out.append(
+            self._record(record["node"], record)
+            | {
+                "outcome": "GAP",
+                "reason": reason,
+                "detail": in_words(reason, None),
+                "from_unix_us": node.last["to_unix_us"],
+                "to_unix_us": record["from_unix_us"],
+                "uncertainty_us": max(node.last["clock_error_us"], record["clock_error_us"]),
+                "decided_at": at_ms,
+            }
+        )
+
+    def _listen(self, name: str, node: Node, now_ms: int) -> None:
+        """Say of a node that it is silent, again and again, while it is."""
+        last = node.last
+        interval_ms = (last["to_boot_us"] - last["from_boot_us"]) // 1000
+        patience_ms = max(SILENT_MS_MIN, SILENT_INTERVALS * interval_ms)
+        if now_ms - max(node.arrived_ms, node.silent_said_ms) > patience_ms:
+            node.silent_said_ms = now_ms
+            self._say_silent(name, last, "REPORT_MISSING", last["to_unix_us"], now_ms)
+
+    def _miss_unknown(self, now_ms: int) -> None:
+        """Say of the nodes that Kubernetes has and that never reported that they are silent."""
+        assert self._since_ms is not None
+        for known in self._known.values():
+            name = known["name"]
+            if name in self._nodes or now_ms - self._since_ms < GRACE_MS:
+                continue
+            if now_ms - self._never_said_ms.get(name, 0) > GRACE_MS:
+                self._never_said_ms[name] = now_ms
+                since_us = max(known["valid_from_us"], (now_ms - HOLD_MS) * 1000)
+                self._say_silent(name, None, "NEVER_REPORTED", since_us, now_ms)
+        names = {known["name"] for known in self._known.values()}
+        self._never_said_ms = {name: at for name, at in self._never_said_ms.items() if name in names}
+
+    def _say_silent(
+        self, name: str, last: Mapping[str, Any] | None, reason: str, since_us: int, now_ms: int
+    ) -> None:
+        self._out.append(
+            self._record(name, last)
+            | {
+                "outcome": "SILENT",
+                "reason": reason,
+                "from_unix_us": since_us,
+                "to_unix_us": now_ms * 1000,
+                "decided_at": now_ms,
+            }
+        )
+
+    def _record(self, name: str, report: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return a Completeness record whose fields are null, but for who it is about."""
+        return {
+            "cluster": self._cluster,
+            "node": name,
+            "missing": None,
+            "detail": None,
+            "uncertainty_us": 0,
+            "boot_id": None if report is None else report["boot_id"],
+            "producer_epoch": None if report is None else report["producer_epoch"],
+            "report_sequence": None,
+            "events": None,
+            "repeats": None,
+        }
+
+    @staticmethod
+    def _forget(node: Node) -> None:
+        """Forget the batches that no interval of the present process, and no unproven step, asks for any more."""
+        floor = by_number(node.last["sequences"])
+        if node.step is not None and not node.step.proven():
+            floor = {
+                partition: min(floor[partition], node.step.marker.get(partition, 0)) for partition in floor
+            }
+        for one in node.pending:
+            if one.batches is node.batches:
+                floor = {partition: min(floor[partition], one.slices[partition].start) for partition in floor}
+        node.batches.forget_below(floor)
+
+
+def key_of(record: Mapping[str, Any]) -> str:
+    """Return the message key of a Completeness record: records with the same key speak of the same thing."""
+    if record["outcome"] == "SILENT":
+        return f"{record['node']}/silent"
+    sequence = "between" if record["report_sequence"] is None else record["report_sequence"]
+    return f"{record['node']}/{record['boot_id']}/{record['producer_epoch']}/{sequence}"

@@ -1,0 +1,174 @@
+"""The thread that writes `podwire.completeness.v1`: reads reports, coverage and nodes, and publishes what follows.
+
+One worker does it: the one that has partition 0 of the raw topic. Two that do it for a while say the same things twice.
+Owns the thread, its connections and the point from which a successor reads again: the oldest report that is not
+decided, kept only after what was decided is delivered. Never judges: that is `completeness`. Called by `run`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from enricher import kafka
+from enricher.completeness import HOLD_MS, Completeness, key_of
+from enricher.errors import ProcessingError
+from enricher.kafka import KafkaException
+from schemas import catalog, codec
+from schemas.registry import UnknownSchemaError
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Callable
+
+    from enricher.kafka import Message
+    from schemas.registry import SchemaIds
+
+TOPICS = (catalog.COLLECTOR, catalog.COVERAGE, catalog.NODES)
+COVERAGE_MARGIN_MS = 60_000
+"""How far before the first report coverage is read; between the two lie milliseconds, or a broker's change of clock."""
+TICK_MS = 1000
+KEEP_MS = 10_000
+RETRY_SECONDS = 1.0
+REST_SECONDS = 0.5
+log = structlog.get_logger()
+
+
+class Joiner:
+    """The thread.
+
+    Attributes:
+        undecided: intervals that are neither proven nor given up; 0 in a worker that does not join.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        group: str,
+        cluster: str,
+        ids: SchemaIds,
+        producer: Any,
+        outcomes: Counter[str],
+    ) -> None:
+        self._bootstrap, self._group, self._cluster, self._ids = bootstrap, group, cluster, ids
+        self._own_ids = {topic.name: ids.id_of(topic) for topic in TOPICS}
+        self._value_id = ids.id_of(catalog.COMPLETENESS)
+        self._producer = producer
+        self._outcomes = outcomes
+        self.undecided = 0
+
+    def start(self, mine: Callable[[], bool], fail: Callable[[BaseException], None]) -> None:
+        """Join whenever `mine()`, in a thread of its own; `fail` is called with what ends it."""
+
+        def loop() -> None:
+            try:
+                while True:
+                    if mine():
+                        self._join(mine)
+                    time.sleep(REST_SECONDS)
+            except Exception as error:  # noqa: BLE001 (the thread's outermost loop)
+                fail(error)
+
+        threading.Thread(target=loop, name="completeness", daemon=True).start()
+
+    def _join(self, mine: Callable[[], bool]) -> None:
+        """Join until it is not ours any more."""
+        reader = kafka.ReportReader(self._bootstrap, f"{self._group}-completeness")
+        try:
+            self._begin(reader, mine)
+            log.info("completeness_begins")
+            self._follow(reader, Completeness(self._cluster), mine)
+        finally:
+            reader.close()
+            self.undecided = 0
+
+    @staticmethod
+    def _begin(reader: kafka.ReportReader, mine: Callable[[], bool]) -> None:
+        while mine():
+            try:
+                reader.begin(*TOPICS, wall_ms() - HOLD_MS, COVERAGE_MARGIN_MS)
+            except KafkaException as error:
+                log.warning("completeness_waits", reason=str(error))
+                time.sleep(RETRY_SECONDS)
+            else:
+                return
+
+    def _follow(self, reader: kafka.ReportReader, state: Completeness, mine: Callable[[], bool]) -> None:
+        at_end: set[str] = set()
+        appended_ms: dict[int, int] = {}  # of reports, by offset
+        ticked_ms = kept_ms = 0
+        while mine():
+            for message in reader.read():
+                if kafka.is_end(message):
+                    at_end.add(message.topic())
+                elif message.error() is not None:
+                    log.warning("completeness_read_error", error=str(message.error()))
+                else:
+                    self._take(state, message)
+                    if message.topic() == catalog.COLLECTOR.name:
+                        appended_ms[message.offset()] = message.timestamp()[1]
+            now_ms = wall_ms()
+            if len(at_end) == len(TOPICS) and abs(now_ms - ticked_ms) >= TICK_MS:
+                ticked_ms = now_ms
+                self._publish(state.tick(now_ms))
+                self.undecided = state.undecided
+            if abs(now_ms - kept_ms) >= KEEP_MS and ticked_ms:
+                kept_ms = now_ms
+                self._keep(reader, state, appended_ms)
+
+    def _take(self, state: Completeness, message: Message) -> None:
+        topic, at_ms = message.topic(), message.timestamp()[1]
+        try:
+            record = self._decode(topic, message.value())
+        except (UnknownSchemaError, EOFError, ValueError, LookupError, TypeError) as error:
+            log.warning("completeness_undecodable", topic=topic, offset=message.offset(), error=str(error))
+            return
+        if topic == catalog.NODES.name:
+            state.node((message.key() or b"").decode("utf-8", "replace"), record)
+        elif record is not None and topic == catalog.COLLECTOR.name:
+            state.report(record, message.offset(), at_ms)
+        elif record is not None:
+            state.coverage(record, at_ms)
+
+    def _decode(self, topic: str, value: bytes | None) -> dict[str, Any] | None:
+        if value is None:
+            return None
+        found, _ = codec.split(value)
+        writer = None if found == self._own_ids[topic] else self._ids.writer_schema(found)
+        return codec.decode(catalog.by_name(topic).schema, value, writer)
+
+    def _publish(self, records: list[dict[str, Any]]) -> None:
+        for record in records:
+            self._outcomes[record["outcome"]] += 1
+            value = codec.encode("Completeness", record, self._value_id)
+            key = key_of(record).encode()
+            self._producer.produce(catalog.COMPLETENESS.name, value, key, on_delivery=_delivered)
+        self._producer.poll(0)
+
+    def _keep(self, reader: kafka.ReportReader, state: Completeness, appended_ms: dict[int, int]) -> None:
+        """Keep the oldest report that is still needed, unless something that was said is not delivered yet."""
+        cursor = state.cursor()
+        if cursor is None or self._producer.flush(RETRY_SECONDS):
+            return
+        try:
+            reader.keep(catalog.COLLECTOR, cursor, appended_ms[cursor])
+        except KafkaException as error:
+            log.warning("completeness_not_kept", reason=str(error))
+        for offset in [one for one in appended_ms if one < cursor]:
+            del appended_ms[offset]
+
+
+def _delivered(error: Any, _message: Any) -> None:
+    if error is not None:
+        raise ProcessingError(
+            f"Kafka refused a completeness record: {error}.",
+            f"look at the broker's limits and ACLs for {catalog.COMPLETENESS.name}",
+        )
+
+
+def wall_ms() -> int:
+    """Return Unix time in ms."""
+    return time.time_ns() // 1_000_000
