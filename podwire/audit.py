@@ -188,7 +188,11 @@ def _merged(findings: list[Finding]) -> list[Finding]:
     merged: list[Finding] = []
     for one in findings:
         last = merged[-1] if merged else None
-        if last is None or (last.missing, last.reason, last.to_unix_us) != (one.missing, one.reason, one.from_unix_us):
+        if last is None or (last.missing, last.reason, last.to_unix_us) != (
+            one.missing,
+            one.reason,
+            one.from_unix_us,
+        ):
             merged.append(one)
             continue
         events = None if last.events is None or one.events is None else last.events + one.events
