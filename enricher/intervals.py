@@ -107,13 +107,12 @@ def make(
         else (base["to_unix_us"], base["to_boot_us"])
     )
     clock_step_us = (report["to_unix_us"] - from_us) - (report["to_boot_us"] - from_boot_us)
-    counted_late_us = max(0, report["counted_unix_us"] - report["to_unix_us"])
     return Interval(
         report=report,
         base_offset=base_offset,
         arrived_ms=arrived_ms,
         from_us=from_us,
-        uncertainty_us=report["clock_error_us"] + counted_late_us + abs(clock_step_us),
+        uncertainty_us=report["clock_error_us"] + abs(clock_step_us),
         batches=batches,
         slices={
             partition: range(starts.get(partition, 0), stop)

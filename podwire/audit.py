@@ -140,7 +140,8 @@ def _earliest(record: Record) -> int:
 
 
 def _latest(record: Record) -> int:
-    return int(max(record["from_unix_us"], record["to_unix_us"]) + record["uncertainty_us"])
+    ends_us = (record["from_unix_us"], record["to_unix_us"], record["losses_until_unix_us"] or 0)
+    return int(max(ends_us) + record["uncertainty_us"])
 
 
 def _begins_before(record: Record, from_us: int) -> bool:

@@ -1,4 +1,4 @@
-"""Whatever is killed, lost, spooled, skipped or taken over: COMPLETE is said of an interval only if it is, and then surely.
+"""Whatever is killed, lost, spooled, skipped or taken over: COMPLETE is said of what is complete only, and then surely.
 
 A model of nodes, Kafka and workers makes the reports and the coverage; it knows where each event has gone.
 """
@@ -93,7 +93,7 @@ class Collector:
 
 
 class World:
-    """Nodes, the raw topic, one worker's progress per partition, the two topics that the joiner reads, and the joiner."""
+    """Nodes, the raw topic, one worker's progress per partition, the topics that the joiner reads, and the joiner."""
 
     def __init__(self) -> None:
         self.now_us = 1_000_000
