@@ -157,6 +157,7 @@ def test_killed_worker_leaves_no_false_gap(audited: Audited) -> None:
     try:
         rig = audited.rig(node)
         start = time.time()
+        turn(rig, 0.8)
         for number in range(30):
             feed(rig, number * 200, 200)
             turn(rig, 0.2)
