@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from enricher.covered import Covered, Step
+from enricher.expected import Expected
 from enricher.intervals import (
     begins_well,
     by_number,
@@ -30,12 +31,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from enricher.covered import Sums
-    from enricher.intervals import Interval, Losses
+    from enricher.intervals import Interval, Losses, Place
 
 GRACE_MS = 30_000
 """How long after its report an interval may be undecided before it is called PENDING."""
 HOLD_MS = 6 * 3_600_000
 """How long an interval that is not complete, or a node that is silent, is followed."""
+UNDECIDED_MAX = 100_000
+"""How many intervals of all nodes are followed, 2 kB each; of more the oldest are given up."""
 SILENT_INTERVALS = 3
 SILENT_MS_MIN = 15_000
 
@@ -45,7 +48,7 @@ class Node:
     """What is known of a node that has reported."""
 
     last: Mapping[str, Any]
-    offset: int
+    place: Place
     arrived_ms: int
     batches: Covered
     ended: bool = False
@@ -66,14 +69,12 @@ class Completeness:
         outcomes: records made so far, by outcome.
     """
 
-    def __init__(self, cluster: str) -> None:
+    def __init__(self, cluster: str, undecided_max: int = UNDECIDED_MAX) -> None:
         self._cluster = cluster
+        self._undecided_max = undecided_max
         self._nodes: dict[str, Node] = {}
         self._covered: dict[str, dict[tuple[str, int], Covered]] = {}
-        self._known: dict[str, Mapping[str, Any]] = {}
-        self._gone: set[str] = set()  # nodes that Kubernetes had and has no more: their silence is no news
-        self._never_said_ms: dict[str, int] = {}
-        self._since_ms: int | None = None
+        self._expected = Expected(cluster)
         self._out: list[dict[str, Any]] = []
         self.outcomes: Counter[str] = Counter()
 
@@ -82,21 +83,24 @@ class Completeness:
         """Intervals that are neither proven nor given up."""
         return sum(len(node.pending) for node in self._nodes.values())
 
-    def cursor(self) -> int | None:
-        """Return the offset of the oldest report that is still needed; None before the first."""
-        offsets = [
-            min([node.offset, *(one.base_offset for one in node.pending)]) for node in self._nodes.values()
+    def cursor(self) -> Place | None:
+        """Return the place of the oldest report that is still needed; None before the first.
+
+        The last report of a node that Kubernetes has no more is not: nothing follows on it.
+        """
+        places = [
+            place
+            for name, node in self._nodes.items()
+            for place in (
+                *(() if name in self._expected.gone else (node.place,)),
+                *(one.base for one in node.pending),
+            )
         ]
-        return min(offsets, default=None)
+        return min(places, default=None)
 
     def node(self, uid: str, record: Mapping[str, Any] | None) -> None:
         """Take a Node record of Kubernetes under its UID, None for a tombstone."""
-        known = self._known.pop(uid, None)
-        if known is not None:
-            self._gone.add(known["name"])
-        if record is not None and record["cluster"] == self._cluster and record["valid_to_us"] is None:
-            self._known[uid] = record
-            self._gone.discard(record["name"])
+        self._expected.node(uid, record)
 
     def coverage(self, record: Mapping[str, Any], at_ms: int) -> None:
         """Take a Coverage record that was appended at `at_ms`."""
@@ -105,8 +109,7 @@ class Completeness:
                 self._process(one, at_ms).add(one)
         for one in record["dead"]:
             if one["cluster"] == self._cluster:
-                dead = self._process(one, at_ms).dead
-                dead[one["partition"], one["sequence"]] = one["reason"]
+                self._process(one, at_ms).add_dead(one["partition"], one["sequence"], one["reason"])
 
     def _process(self, one: Mapping[str, Any], at_ms: int) -> Covered:
         known = self._covered.setdefault(one["node"], {})
@@ -114,8 +117,9 @@ class Completeness:
         covered.touched_ms = max(covered.touched_ms, at_ms)
         return covered
 
-    def report(self, record: Mapping[str, Any], offset: int, at_ms: int) -> None:
-        """Take a CollectorReport, with its offset and the time at which it was appended."""
+    def report(self, record: Mapping[str, Any], place: Place) -> None:
+        """Take a CollectorReport, with its place in the topic."""
+        at_ms = place.append_ms
         if record["cluster"] != self._cluster:
             return
         node = self._nodes.get(record["node"])
@@ -125,17 +129,17 @@ class Completeness:
             return  # of a collector that does not say enough to prove anything
         batches = self._process(record, at_ms)
         if node is None:
-            node = self._nodes[record["node"]] = Node(record, offset, at_ms, batches)
+            node = self._nodes[record["node"]] = Node(record, place, at_ms, batches)
             if record["sequence"] == 0:
                 node.books = 0
-                self._add(node, None, offset, record, at_ms)
+                self._add(node, None, place, record, at_ms)
         elif process_of(record) == process_of(node.last):
-            self._next(node, record, offset, at_ms)
+            self._next(node, record, place)
         elif (
             record["boot_id"] != node.last["boot_id"]
             or record["producer_epoch"] > node.last["producer_epoch"]
         ):
-            self._successor(node, batches, record, offset, at_ms)
+            self._successor(node, batches, record, place)
         else:
             return  # of a process that has a successor already
         node.arrived_ms, node.ended, node.spooled = at_ms, record["last"], record["spooled"]
@@ -145,15 +149,13 @@ class Completeness:
             node.step.unreadable = node.lost_files
         self._balance(node, record)
 
-    def _next(self, node: Node, record: Mapping[str, Any], offset: int, at_ms: int) -> None:
+    def _next(self, node: Node, record: Mapping[str, Any], place: Place) -> None:
         """Take another report of the same process; one whose interval is empty leaves all to the next one."""
         if record["to_boot_us"] > node.last["to_boot_us"]:
-            self._add(node, node.last, node.offset, record, at_ms)
-            node.last, node.offset = record, offset
+            self._add(node, node.last, node.place, record, place.append_ms)
+            node.last, node.place = record, place
 
-    def _successor(
-        self, node: Node, batches: Covered, record: Mapping[str, Any], offset: int, at_ms: int
-    ) -> None:
+    def _successor(self, node: Node, batches: Covered, record: Mapping[str, Any], place: Place) -> None:
         """Take the first report of a process that follows on another one."""
         before = node.last
         same_boot = record["boot_id"] == before["boot_id"]
@@ -172,25 +174,26 @@ class Completeness:
         if node.step is not None:
             node.step.following = step
         if not same_probes:
-            self._say_unwatched(node, record, at_ms)
+            self._say_unwatched(node, record, place.append_ms)
             node.books, node.books_last = 0, None
-        interval = self._add(node, before if same_probes else None, node.offset, record, at_ms)
+        base = before if same_probes else None
+        interval = self._add(node, base, node.place, record, place.append_ms)
         interval.begins = step if same_probes else None
         for one in node.pending:
             if one is not interval and one.ends is None:
                 one.ends, one.succeeded_by = step, interval
-        node.last, node.offset, node.batches, node.step = record, offset, batches, step
+        node.last, node.place, node.batches, node.step = record, place, batches, step
 
     def _add(
         self,
         node: Node,
         base: Mapping[str, Any] | None,
-        base_offset: int,
+        base_place: Place,
         record: Mapping[str, Any],
         at_ms: int,
     ) -> Interval:
         """Add the interval that `record` ends; counted from `base`, or from nothing where that is None."""
-        interval = make(record, base, base_offset, self._process(record, at_ms), at_ms)
+        interval = make(record, base, base_place, self._process(record, at_ms), at_ms)
         node.pending.append(interval)
         node.newest = interval
         return interval
@@ -202,7 +205,7 @@ class Completeness:
         that stays is an old one.
         """
         newest = node.newest
-        if newest is None or newest.report is not record:
+        if newest is None or node.last is not record:
             return
         difference = record["unaccounted"]
         if difference == (node.books or 0):
@@ -227,20 +230,21 @@ class Completeness:
 
     def tick(self, now_ms: int) -> list[dict[str, Any]]:
         """Decide what can be decided at `now_ms` and return the Completeness records to publish."""
-        self._since_ms = now_ms if self._since_ms is None else self._since_ms
+        arrivals = sorted(one.arrived_ms for node in self._nodes.values() for one in node.pending)
+        too_many = arrivals[: -self._undecided_max]
+        held_from_ms = max([now_ms - HOLD_MS, *too_many[-1:]])
         for name, node in list(self._nodes.items()):
             for interval in node.pending:
-                self._judge(node, interval, now_ms)
-            node.pending = [
-                one for one in node.pending if not one.decided and now_ms - one.arrived_ms < HOLD_MS
-            ]
+                self._judge(node, interval, now_ms, given_up=interval.arrived_ms <= held_from_ms)
+            node.pending = [one for one in node.pending if not one.decided and one.arrived_ms > held_from_ms]
             self._forget(node)
-            if name not in self._gone:
+            if name not in self._expected.gone:
                 self._listen(name, node, now_ms)
             if now_ms - node.arrived_ms > HOLD_MS:
                 del self._nodes[name]
-                self._gone.discard(name)
-        self._miss_unknown(now_ms)
+        for name, valid_from_us in self._expected.mute(self._nodes, now_ms):
+            since_us = max(valid_from_us, (now_ms - HOLD_MS) * 1000)
+            self._say_silent(name, None, "NEVER_REPORTED", since_us, now_ms)
         for name, processes in list(self._covered.items()):
             for key in [key for key, one in processes.items() if now_ms - one.touched_ms > HOLD_MS]:
                 del processes[key]
@@ -251,9 +255,9 @@ class Completeness:
             self.outcomes[record["outcome"]] += 1
         return out
 
-    def _judge(self, node: Node, interval: Interval, now_ms: int) -> None:
+    def _judge(self, node: Node, interval: Interval, now_ms: int, *, given_up: bool) -> None:
         losses = dict(interval.losses)
-        late = now_ms - interval.arrived_ms >= GRACE_MS
+        late = given_up or now_ms - interval.arrived_ms >= GRACE_MS
         sums, decided = None, False
         if interval.all_batches_covered():
             sums = interval.batches.sums(interval.slices)
@@ -329,20 +333,6 @@ class Completeness:
         if now_ms - max(node.arrived_ms, node.silent_said_ms) > patience_ms:
             node.silent_said_ms = now_ms
             self._say_silent(name, last, "REPORT_MISSING", last["to_unix_us"], now_ms)
-
-    def _miss_unknown(self, now_ms: int) -> None:
-        """Say of the nodes that Kubernetes has and that never reported that they are silent."""
-        assert self._since_ms is not None
-        for known in self._known.values():
-            name = known["name"]
-            if name in self._nodes or now_ms - self._since_ms < GRACE_MS:
-                continue
-            if now_ms - self._never_said_ms.get(name, 0) > GRACE_MS:
-                self._never_said_ms[name] = now_ms
-                since_us = max(known["valid_from_us"], (now_ms - HOLD_MS) * 1000)
-                self._say_silent(name, None, "NEVER_REPORTED", since_us, now_ms)
-        names = {known["name"] for known in self._known.values()}
-        self._never_said_ms = {name: at for name, at in self._never_said_ms.items() if name in names}
 
     def _say_silent(
         self, name: str, last: Mapping[str, Any] | None, reason: str, since_us: int, now_ms: int

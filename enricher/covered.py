@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
+BATCHES_MAX = 20_000
+"""Batches kept per process and partition, 150 bytes each: half an hour of ten a second without a report of them."""
+
+
 class Sums(NamedTuple):
     """Halves in some batches, and those of them that were dropped as repeats."""
 
@@ -35,13 +39,23 @@ class Covered:
         self.touched_ms = 0
 
     def add(self, one: Mapping[str, Any]) -> None:
-        """Take a CoveredRange; what was covered before, or is not asked for any more, changes nothing."""
+        """Take a CoveredRange; what was covered before, or is not asked for any more, changes nothing.
+
+        Of more than BATCHES_MAX the older ones are forgotten, so nothing that needs them is ever proven.
+        """
         partition, floor = one["partition"], self._floor.get(one["partition"], 0)
         halves = self._halves.setdefault(partition, {})
         counts = zip(one["events"], one["repeats"], strict=True)
         for sequence, (events, repeats) in enumerate(counts, one["first_sequence"]):
             if sequence >= floor:
                 halves.setdefault(sequence, Sums(events, repeats))
+        if len(halves) > BATCHES_MAX:
+            self.forget_below({partition: sorted(halves)[len(halves) // 2]})
+
+    def add_dead(self, partition: int, sequence: int, reason: str) -> None:
+        """Take a DeadBatch."""
+        if len(self.dead) < BATCHES_MAX:
+            self.dead[partition, sequence] = reason
 
     def has(self, partition: int, sequence: int) -> bool:
         """Return whether a batch is covered."""

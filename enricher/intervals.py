@@ -6,7 +6,7 @@ Pure. Called by `completeness`, which decides when to say what.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,17 +30,29 @@ REASONS = (
 )
 """Why a GAP is one; the first that holds is the record's reason."""
 
+
+class Place(NamedTuple):
+    """Where a report is in its topic, and when it was appended, the broker's clock."""
+
+    offset: int
+    append_ms: int
+
+
 Losses = dict[str, int | None]
 """What is missing, by reason; None is an unknown count."""
 
 
-@dataclass(eq=False)
+KEPT = ("node", "boot_id", "producer_epoch", "sequence", "probes", "to_unix_us", "counted_unix_us")
+"""Fields of the report that are asked for later; the others have been counted then."""
+
+
+@dataclass(eq=False, slots=True)
 class Interval:
     """What a report says of the time since the one before, until that is proven or known to be lost.
 
     Attributes:
-        report: the CollectorReport that ends it.
-        base_offset: offset of the report that it is counted from.
+        report: what is KEPT of the CollectorReport that ends it.
+        base: place of the report that it is counted from.
         arrived_ms: when it was appended, the broker's clock.
         slices: the batches, per partition, that hold its events.
         received: events in them.
@@ -54,7 +66,7 @@ class Interval:
     """
 
     report: Mapping[str, Any]
-    base_offset: int
+    base: Place
     arrived_ms: int
     from_us: int
     uncertainty_us: int
@@ -94,7 +106,7 @@ class Interval:
 def make(
     report: Mapping[str, Any],
     base: Mapping[str, Any] | None,
-    base_offset: int,
+    base_place: Place,
     batches: Covered,
     arrived_ms: int,
 ) -> Interval:
@@ -108,8 +120,8 @@ def make(
     )
     clock_step_us = (report["to_unix_us"] - from_us) - (report["to_boot_us"] - from_boot_us)
     return Interval(
-        report=report,
-        base_offset=base_offset,
+        report={name: report[name] for name in KEPT},
+        base=base_place,
         arrived_ms=arrived_ms,
         from_us=from_us,
         uncertainty_us=report["clock_error_us"] + abs(clock_step_us),

@@ -2,7 +2,8 @@
 
 One worker does it: the one that has partition 0 of the raw topic. Two that do it for a while say the same things twice.
 Owns the thread, its connections and the point from which a successor reads again: the oldest report that is not
-decided, kept only after what was decided is delivered. Never judges: that is `completeness`. Called by `run`.
+decided, kept only after what was decided is delivered. As long as it catches up, the time is that of what it reads.
+Never judges: that is `completeness`. Called by `run`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import structlog
 from enricher import kafka
 from enricher.completeness import HOLD_MS, Completeness, key_of
 from enricher.errors import ProcessingError
+from enricher.intervals import Place
 from enricher.kafka import KafkaException
 from schemas import catalog, codec
 from schemas.registry import UnknownSchemaError
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
 TOPICS = (catalog.COLLECTOR, catalog.COVERAGE, catalog.NODES)
 COVERAGE_MARGIN_MS = 60_000
 """How far before the first report coverage is read; between the two lie milliseconds, or a broker's change of clock."""
-TICK_MS = 1000
-KEEP_MS = 10_000
+TICK_SECONDS = 1.0
+TICK_SHARE_MAX = 0.05
+"""Of the time: with very many undecided intervals they are looked at more rarely."""
+KEEP_SECONDS = 10.0
 RETRY_SECONDS = 1.0
 REST_SECONDS = 0.5
 log = structlog.get_logger()
@@ -97,27 +101,22 @@ class Joiner:
                 return
 
     def _follow(self, reader: kafka.ReportReader, state: Completeness, mine: Callable[[], bool]) -> None:
-        at_end: set[str] = set()
-        appended_ms: dict[int, int] = {}  # of reports, by offset
-        ticked_ms = kept_ms = 0
+        tick_due_s, keep_due_s = 0.0, time.monotonic() + KEEP_SECONDS
         while mine():
             for message in reader.read():
-                if kafka.is_end(message):
-                    at_end.add(message.topic())
-                elif message.error() is not None:
-                    log.warning("completeness_read_error", error=str(message.error()))
-                else:
+                if message.error() is None:
                     self._take(state, message)
-                    if message.topic() == catalog.COLLECTOR.name:
-                        appended_ms[message.offset()] = message.timestamp()[1]
-            now_ms = wall_ms()
-            if len(at_end) == len(TOPICS) and abs(now_ms - ticked_ms) >= TICK_MS:
-                ticked_ms = now_ms
-                self._publish(state.tick(now_ms))
+                else:
+                    log.warning("completeness_read_error", error=str(message.error()))
+            now_s = time.monotonic()
+            if now_s >= tick_due_s and reader.reached_ms > 0:
+                self._publish(state.tick(int(min(wall_ms(), reader.reached_ms))))
                 self.undecided = state.undecided
-            if abs(now_ms - kept_ms) >= KEEP_MS and ticked_ms:
-                kept_ms = now_ms
-                self._keep(reader, state, appended_ms)
+                took_s = time.monotonic() - now_s
+                tick_due_s = now_s + max(TICK_SECONDS, took_s / TICK_SHARE_MAX)
+            if now_s >= keep_due_s:
+                keep_due_s = now_s + KEEP_SECONDS
+                self._keep(reader, state)
 
     def _take(self, state: Completeness, message: Message) -> None:
         topic, at_ms = message.topic(), message.timestamp()[1]
@@ -129,7 +128,7 @@ class Joiner:
         if topic == catalog.NODES.name:
             state.node((message.key() or b"").decode("utf-8", "replace"), record)
         elif record is not None and topic == catalog.COLLECTOR.name:
-            state.report(record, message.offset(), at_ms)
+            state.report(record, Place(message.offset(), at_ms))
         elif record is not None:
             state.coverage(record, at_ms)
 
@@ -144,21 +143,27 @@ class Joiner:
         for record in records:
             self._outcomes[record["outcome"]] += 1
             value = codec.encode("Completeness", record, self._value_id)
-            key = key_of(record).encode()
-            self._producer.produce(catalog.COMPLETENESS.name, value, key, on_delivery=_delivered)
+            self._produce(key_of(record).encode(), value)
         self._producer.poll(0)
 
-    def _keep(self, reader: kafka.ReportReader, state: Completeness, appended_ms: dict[int, int]) -> None:
+    def _produce(self, key: bytes, value: bytes) -> None:
+        while True:
+            try:
+                self._producer.produce(catalog.COMPLETENESS.name, value, key, on_delivery=_delivered)
+            except BufferError:
+                self._producer.poll(REST_SECONDS)
+            else:
+                return
+
+    def _keep(self, reader: kafka.ReportReader, state: Completeness) -> None:
         """Keep the oldest report that is still needed, unless something that was said is not delivered yet."""
         cursor = state.cursor()
         if cursor is None or self._producer.flush(RETRY_SECONDS):
             return
         try:
-            reader.keep(catalog.COLLECTOR, cursor, appended_ms[cursor])
+            reader.keep(catalog.COLLECTOR, *cursor)
         except KafkaException as error:
             log.warning("completeness_not_kept", reason=str(error))
-        for offset in [one for one in appended_ms if one < cursor]:
-            del appended_ms[offset]
 
 
 def _delivered(error: Any, _message: Any) -> None:

@@ -7,6 +7,7 @@ that is Faust's. Called by `run`, `output`, `metadata`, `joiner` and `app`.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,6 +40,7 @@ __all__ = [
 
 POLL_SECONDS = 0.5
 BATCH_MESSAGES = 500
+AHEAD_MS_MAX = 60_000
 QUEUE_MESSAGES_MAX = 1_000_000
 QUEUE_KBYTES_MAX = 262_144
 
@@ -140,11 +142,19 @@ def wait_for_topics(bootstrap: str, topics: Sequence[Topic], wait: Callable[[str
 class ReportReader:
     """Reads topics of one partition on from a point in time that it keeps in Kafka. For one thread.
 
-    The point is an offset of the first topic and a time, committed for a group that has no members.
+    The point is an offset of the first topic and a time, committed for a group that has no members. No topic is read
+    far ahead of the other in time, however much there is to read: what belongs together comes together.
+
+    Attributes:
+        reached_ms: append time up to which all topics were read, Unix time in ms; infinite at their ends, 0 before
+            one that is read from its beginning was read to its end.
     """
 
     def __init__(self, bootstrap: str, group: str, timeout_seconds: float = 10.0) -> None:
         self._timeout_seconds = timeout_seconds
+        self._reached_ms: dict[str, float] = {}
+        self._whole = ""
+        self._paused: set[str] = set()
         self._consumer = Consumer(
             {
                 "bootstrap.servers": bootstrap,
@@ -171,6 +181,8 @@ class ReportReader:
             start, unix_ms = kept.offset, int(kept.metadata)
         else:
             start = self._at(first, unix_ms)
+        self._reached_ms = {first.name: unix_ms, second.name: unix_ms, whole.name: 0}
+        self._whole = whole.name
         self._consumer.assign(
             [
                 TopicPartition(first.name, 0, start),
@@ -187,9 +199,32 @@ class ReportReader:
         return int(found.offset) if found.offset >= 0 else OFFSET_END
 
     def read(self) -> list[Message]:
-        """Return the next messages, as soon as there are any; ends and errors among them."""
+        """Return the next messages, as soon as there are any; errors among them."""
         found: list[Message] = self._consumer.consume(BATCH_MESSAGES, POLL_SECONDS / 2)
-        return found
+        for message in found:
+            if is_end(message):
+                self._reached_ms[message.topic()] = math.inf
+            elif message.error() is None and message.topic() != self._whole:
+                self._reached_ms[message.topic()] = message.timestamp()[1]
+        self._pause()
+        return [message for message in found if not is_end(message)]
+
+    @property
+    def reached_ms(self) -> float:
+        """Append time up to which all topics were read."""
+        return min(self._reached_ms.values(), default=0)
+
+    def _pause(self) -> None:
+        """Let a topic that is far ahead wait until the slowest has overtaken it."""
+        slowest_ms = self.reached_ms
+        for topic, reached_ms in self._reached_ms.items():
+            place = [TopicPartition(topic, 0)]
+            if topic not in self._paused and slowest_ms + AHEAD_MS_MAX < reached_ms < math.inf:
+                self._consumer.pause(place)
+                self._paused.add(topic)
+            elif topic in self._paused and reached_ms <= slowest_ms:
+                self._consumer.resume(place)
+                self._paused.discard(topic)
 
     def keep(self, topic: Topic, offset: int, unix_ms: int) -> None:
         """Keep where a successor begins; KafkaException."""

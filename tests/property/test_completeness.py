@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from enricher.completeness import GRACE_MS, Completeness, key_of
+from enricher.intervals import Place
 from podwire.audit import EXIT_COMPLETE, in_words, judge
 
 PARTITIONS = 2
@@ -315,7 +316,7 @@ class World:
         for offset in range(self.fed, len(self.topic)):
             kind, at_ms, record = self.topic[offset]
             if kind == "report":
-                self.joiner.report(record, offset, at_ms)
+                self.joiner.report(record, Place(offset, at_ms))
             else:
                 self.joiner.coverage(record, at_ms)
         self.fed = len(self.topic)
@@ -328,7 +329,8 @@ class World:
 
     def take_over(self) -> None:
         """Let another joiner begin where this one has to be gone on from."""
-        cursor = self.joiner.cursor() or 0
+        kept = self.joiner.cursor()
+        cursor = kept.offset if kept else 0
         self.joiner, self.fed = Completeness("c"), cursor
         if (
             self.topic and self.topic[cursor][2].get("sequence") == 0

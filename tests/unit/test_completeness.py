@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from enricher.completeness import GRACE_MS, HOLD_MS, Completeness, key_of
+from enricher.covered import BATCHES_MAX
+from enricher.intervals import Place
 from schemas import catalog, codec
 
 START_US = 1_790_000_000_000_000
@@ -67,7 +69,7 @@ class Story:
     def report(self, record: dict[str, Any]) -> None:
         """Let a report arrive."""
         self.now_ms = START_US // 1000 + (record["sequence"] + 1) * 1000
-        self.state.report(record, self.offset, self.now_ms)
+        self.state.report(record, Place(self.offset, self.now_ms))
         self.offset += 1
 
     def cover(self, *numbers: int, **counts: int) -> None:
@@ -212,7 +214,7 @@ def test_first_report_that_a_joiner_sees_proves_nothing_of_before() -> None:
     story.cover(5)
     (record,) = story.records()
     assert (record["outcome"], record["report_sequence"]) == ("COMPLETE", 5)
-    assert story.state.cursor() == 1
+    assert story.state.cursor() == Place(1, START_US // 1000 + 6000)
 
 
 def test_cursor_stays_at_the_base_of_the_oldest_undecided_interval() -> None:
@@ -222,10 +224,10 @@ def test_cursor_stays_at_the_base_of_the_oldest_undecided_interval() -> None:
         story.report(report(number))
     story.cover(0, 2, 3)
     story.said()
-    assert story.state.cursor() == 0
+    assert story.state.cursor() == Place(0, START_US // 1000 + 1000)
     story.cover(1)
     story.said()
-    assert story.state.cursor() == 3
+    assert story.state.cursor() == Place(3, START_US // 1000 + 4000)
 
 
 def test_silence_is_told_again_and_again_and_is_bounded() -> None:
@@ -244,6 +246,45 @@ def test_silence_is_told_again_and_again_and_is_bounded() -> None:
     assert story.said(31_000) == [("SILENT", "REPORT_MISSING", None)]
     story.said(HOLD_MS + 1)
     assert story.said(HOLD_MS + 60_000) == []
+
+
+def test_number_of_undecided_intervals_is_bounded_and_the_oldest_are_given_up() -> None:
+    """Who is given up is said to be unproven at once, and stays so; the others are decided as ever."""
+    story = Story()
+    story.state = Completeness("c", undecided_max=2)
+    for number in range(4):
+        story.report(report(number))
+    assert story.said() == [("PENDING", "NOT_COVERED", None)] * 2
+    assert story.state.undecided == 2
+    story.cover(0, 1, 2, 3)
+    assert [one["report_sequence"] for one in story.records()] == [2, 3]
+
+
+def test_covered_batches_of_a_process_that_does_not_report_are_bounded() -> None:
+    """The older ones are forgotten; an interval that needs them is never called complete, a later one is."""
+    story = Story()
+    one = covered(0)["ranges"][0]
+    count = BATCHES_MAX + 1
+    whole = one | {"events": [10] * count, "repeats": [0] * count}
+    story.state.coverage({"ranges": [whole], "dead": []}, START_US // 1000)
+    story.report(report(0))
+    story.report(report(1, sequences={"0": count - 1, "1": 0}))
+    story.report(report(2, sequences={"0": count, "1": 0}, received=30))
+    assert [(one["report_sequence"], one["outcome"]) for one in story.records()] == [(2, "COMPLETE")]
+    assert story.state.undecided == 2
+
+
+def test_node_that_kubernetes_has_removed_does_not_hold_the_cursor_back() -> None:
+    """Of a node that is gone only what is undecided is still needed."""
+    story = Story()
+    story.state.node("1", kubernetes_node("node-1"))
+    story.report(report(0))
+    story.report(report(0, node="node-2"))
+    story.state.node("1", None)
+    assert story.state.cursor() == Place(0, story.now_ms)
+    story.cover(0)
+    story.said()
+    assert story.state.cursor() == Place(1, story.now_ms)
 
 
 def kubernetes_node(name: str, **changes: Any) -> dict[str, Any]:
