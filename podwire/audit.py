@@ -30,7 +30,9 @@ EXIT_CODES = {
     EXIT_KAFKA: "Kafka, the topic or the registry can't be read.",
 }
 MARGIN_MS = 600_000
-"""How far before the first time the topic is read: nodes' clocks may be ahead of the broker's."""
+"""How far around the two times records are looked at: nodes' clocks may be ahead of the broker's."""
+DECIDED_WITHIN_MS = 86_400_000
+"""How long after the second time the topic is read: a node may be cut off for hours, and is followed for hours."""
 FINDINGS_SHOWN = 8
 
 
@@ -77,39 +79,53 @@ class Answer:
         return EXIT_UNKNOWN if self.findings else EXIT_COMPLETE
 
 
-def judge(records: Iterable[Record], from_us: int, to_us: int, wanted: tuple[str, ...] = ()) -> Answer:
+def judge(
+    records: Iterable[Record],
+    from_us: int,
+    to_us: int,
+    wanted: tuple[str, ...] = (),
+    cluster: str | None = None,
+) -> Answer:
     """Return what the records, in the topic's order, prove of the time between two Unix times in us.
 
-    `wanted` nodes must be among them; without any, all nodes count that some record of that time speaks of.
+    `wanted` nodes must be among them; without any, all nodes count that some record of that time speaks of. Without a
+    cluster those of all clusters do. Memory goes by the time asked for.
     """
-    intervals: dict[str, dict[tuple[Any, ...], Record]] = defaultdict(dict)
-    silent: dict[str, Record] = {}
+    intervals: dict[tuple[str, str], dict[tuple[Any, ...], Record]] = defaultdict(dict)
+    silent: dict[tuple[str, str], Record] = {}
     for record in records:
-        node = record["node"]
-        if wanted and node not in wanted:
+        who = (record["cluster"], record["node"])
+        if (wanted and record["node"] not in wanted) or cluster not in {None, record["cluster"]}:
             continue
         if record["outcome"] == "SILENT":
-            silent[node] = record
-            continue
-        key = (record["producer_epoch"], record["boot_id"], record["report_sequence"])
-        known = intervals[node].get(key)
-        if known is None or known["outcome"] != "COMPLETE":
-            intervals[node][key] = record
+            if record["from_unix_us"] < to_us and record["to_unix_us"] > from_us:
+                silent[who] = record
+        elif _is_near(record, from_us, to_us):
+            key = (record["producer_epoch"], record["boot_id"], record["report_sequence"])
+            known = intervals[who].get(key)
+            if known is None or known["outcome"] != "COMPLETE":
+                intervals[who][key] = record
     findings: list[Finding] = []
-    events = nodes = 0
-    for node in sorted({*intervals, *silent, *wanted}):
-        chain = _chain(list(intervals[node].values()), from_us, to_us)
-        mute = silent.get(node)
-        if mute is not None and not (mute["from_unix_us"] < to_us and mute["to_unix_us"] > from_us):
-            mute = None
-        if not chain and mute is None and node not in wanted:
-            continue
-        nodes += 1
-        events += sum(record["events"] or 0 for record in chain)
-        findings += _findings(node, chain, mute, from_us, to_us)
-    if not nodes:
-        findings.append(Finding(None, False, "NOT_REPORTED", None, from_us, to_us))
+    events = 0
+    spoken_of = set()
+    for who in sorted({*intervals, *silent}):
+        chain = _chain(list(intervals[who].values()), from_us, to_us)
+        mute = silent.get(who)
+        if chain or mute is not None:
+            spoken_of.add(who)
+            events += sum(record["events"] or 0 for record in chain)
+            findings += _findings(who[1], chain, mute, from_us, to_us)
+    unheard = sorted(set(wanted) - {node for _, node in spoken_of})
+    nodes = len(spoken_of) + len(unheard)
+    for node in unheard if nodes else (None,):
+        findings.append(Finding(node, False, "NOT_REPORTED", None, from_us, to_us))
     return Answer(from_us, to_us, nodes, events, tuple(findings))
+
+
+def _is_near(record: Record, from_us: int, to_us: int) -> bool:
+    """Return whether a record may speak of the time, or join one that does."""
+    margin_us = MARGIN_MS * 1000
+    return _earliest(record) - margin_us <= to_us and _latest(record) + margin_us >= from_us
 
 
 def _chain(records: list[Record], from_us: int, to_us: int) -> list[Record]:
@@ -242,6 +258,7 @@ def run(
     from_text: str,
     to_text: str,
     nodes: tuple[str, ...],
+    cluster: str | None,
     output: str,
 ) -> int:
     """Read the topic, print the answer, return the exit status; ValueError for times that make no sense."""
@@ -258,9 +275,9 @@ def run(
         bootstrap, registry.connect(registry_url or "", _unreachable), topic.name, topic.schema
     )
     try:
-        end = {partition: high for partition, (_, high) in reader.bounds().items()}
         start = reader.offsets_at(max(0, from_ms - MARGIN_MS))
-        answer = judge(reader.span(start, end), from_ms * 1000, to_ms * 1000, nodes)
+        end = reader.offsets_at(to_ms + DECIDED_WITHIN_MS)
+        answer = judge(reader.span(start, end), from_ms * 1000, to_ms * 1000, nodes, cluster)
     except KafkaException as error:
         sys.stderr.write(f"podwire audit: {error.args[0].str()}. Is Kafka at {bootstrap}, with its topics?\n")
         return EXIT_KAFKA

@@ -60,6 +60,7 @@ def _audit(options: argparse.Namespace) -> int:
             from_text=options.start,
             to_text=options.end,
             nodes=tuple(options.node),
+            cluster=options.cluster,
             output=options.output,
         )
     except ValueError as error:
@@ -171,6 +172,7 @@ def _audit_options(audit: argparse.ArgumentParser) -> None:
         default=[],
         help="this node must be complete; may be repeated (default: all)",
     )
+    audit.add_argument("--cluster", help="only this cluster's nodes (default: all that share the topic)")
     audit.add_argument("-o", "--output", choices=("text", "json"), default="text")
 
 

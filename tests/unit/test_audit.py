@@ -111,6 +111,19 @@ def test_each_node_must_be_complete_and_wanted_ones_must_be_there() -> None:
     assert judge(records, AT + 2 * S, AT + 3 * S, ("n", "other")).exit_code == EXIT_UNKNOWN
 
 
+def test_clusters_that_share_the_topic_do_not_mix() -> None:
+    """Nodes of the same name in two clusters are two; with a cluster given the other one does not matter."""
+    other = [
+        record(number, "GAP" if number == 2 else "COMPLETE", cluster="d", boot_id="e") for number in range(5)
+    ]
+    records, span = [*ALL, *other], (AT + S + 11, AT + 4 * S - 11)
+    both = judge(records, *span)
+    assert (both.exit_code, both.nodes, len(both.findings)) == (EXIT_MISSING, 2, 1)
+    assert judge(records, *span, cluster="c").exit_code == EXIT_COMPLETE
+    assert judge(records, *span, ("n",), "d").exit_code == EXIT_MISSING
+    assert judge(records, *span, cluster="nowhere").exit_code == EXIT_UNKNOWN
+
+
 def test_node_whose_word_ended_before_does_not_count() -> None:
     """A node that was removed long ago is nobody's gap."""
     records = [*ALL, record(-100, node="old"), silent(-99, node="old")]
