@@ -72,13 +72,23 @@ class Audited(Bench):
         return status, json.loads(said.out)
 
     def await_audit(
-        self, status: int, start_s: float, end_s: float, node: str, between: Callable[[], Any] = lambda: None
+        self,
+        status: int,
+        start_s: float,
+        end_s: float,
+        node: str,
+        between: Callable[[], Any] = lambda: None,
+        *,
+        events: int | None = None,
     ) -> dict[str, Any]:
-        """Return the answer once its exit status is `status`; `between` two attempts the collector goes on."""
+        """Return the answer once it has this exit status, and this number of events where one is given.
+
+        `between` two attempts the collector goes on.
+        """
         deadline = time.monotonic() + DEADLINE_S
         while True:
             found, answer = self.audit(start_s, end_s, node)
-            if found == status:
+            if found == status and events in {None, answer["events"]}:
                 return answer
             assert time.monotonic() < deadline, f"{found}: {answer}\n{self.logs()}"
             between()
@@ -138,9 +148,10 @@ def test_audit_tells_quiet_busy_and_lossy_times_of_a_node_apart(audited: Audited
         )
         assert audited.await_audit(EXIT_COMPLETE, quiet + 0.3, lossy - 0.5, node)["events"] == 2000
         assert audited.await_audit(EXIT_COMPLETE, calm + 0.2, end, node, lambda: turn(rig))["events"] == 0
-        answer = audited.await_audit(EXIT_MISSING, quiet + 0.3, end, node)
+        answer = audited.await_audit(
+            EXIT_MISSING, quiet + 0.3, end, node, lambda: turn(rig), events=7000 - lost
+        )
         assert [(one["reason"], one["events"]) for one in answer["findings"]] == [("RING_FULL", lost)]
-        assert answer["events"] == 7000 - lost
         status, answer = audited.audit(quiet + 0.3, time.time() + 60, node)
         assert status == EXIT_MISSING
         assert [one["missing"] for one in answer["findings"]] == [True, False]

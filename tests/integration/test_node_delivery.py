@@ -161,10 +161,9 @@ def test_key_partition_is_kafkas_partition(bootstrap: str, tmp_path: Path) -> No
             if rig.origin.node.encode() in message.value()[:100]:
                 batch = codec.decode("RawBatch", message.value())
                 assert batch["partition"] == partition
-                assert {int.from_bytes(event["tcp_key"], "little") % 4 for event in batch["events"]} == {
-                    partition
-                }
-                found += 1
+                keys = [int.from_bytes(event["tcp_key"], "little") for event in batch["events"]]
+                assert {key % 4 for key in keys} <= {partition}
+                found += bool(keys)  # the first batch of a process is an empty marker
     consumer.close()
     assert found == 4
 
