@@ -264,30 +264,42 @@ def run(
     """Read the topic, print the answer, return the exit status; ValueError for times that make no sense."""
     from confluent_kafka import KafkaException  # noqa: PLC0415
 
-    from podwire.flows import FlowReader  # noqa: PLC0415
-
     now_ms = int(time.time() * 1000)
     from_ms, to_ms = since(from_text, now_ms, "--from"), since(to_text, now_ms, "--to")
     if from_ms >= to_ms:
         raise ValueError("--from must be before --to")
-    topic = catalog.COMPLETENESS
-    reader = FlowReader(
-        bootstrap, registry.connect(registry_url or "", _unreachable), topic.name, topic.schema
-    )
+    ids = registry.connect(registry_url or "", _unreachable)
+    try:
+        answer, unreadable = ask(bootstrap, ids, from_ms, to_ms, nodes, cluster)
+    except KafkaException as error:
+        sys.stderr.write(f"podwire audit: {error.args[0].str()}. Is Kafka at {bootstrap}, with its topics?\n")
+        return EXIT_KAFKA
+    print(as_json(answer) if output == "json" else in_words(answer))
+    if unreadable:
+        sys.stderr.write(f"podwire audit: {unreadable} records could not be decoded.\n")
+        return answer.exit_code or EXIT_UNKNOWN
+    return answer.exit_code
+
+
+def ask(
+    bootstrap: str,
+    ids: registry.SchemaIds,
+    from_ms: int,
+    to_ms: int,
+    nodes: tuple[str, ...] = (),
+    cluster: str | None = None,
+) -> tuple[Answer, int]:
+    """Return the answer and how many records could not be decoded; KafkaException when the topic can't be read."""
+    from podwire.flows import FlowReader  # noqa: PLC0415
+
+    reader = FlowReader(bootstrap, ids, catalog.COMPLETENESS.name, catalog.COMPLETENESS.schema)
     try:
         start = reader.offsets_at(max(0, from_ms - MARGIN_MS))
         end = reader.offsets_at(to_ms + DECIDED_WITHIN_MS)
         answer = judge(reader.span(start, end), from_ms * 1000, to_ms * 1000, nodes, cluster)
-    except KafkaException as error:
-        sys.stderr.write(f"podwire audit: {error.args[0].str()}. Is Kafka at {bootstrap}, with its topics?\n")
-        return EXIT_KAFKA
+        return answer, reader.unreadable
     finally:
         reader.close()
-    print(as_json(answer) if output == "json" else in_words(answer))
-    if reader.unreadable:
-        sys.stderr.write(f"podwire audit: {reader.unreadable} records could not be decoded.\n")
-        return answer.exit_code or EXIT_UNKNOWN
-    return answer.exit_code
 
 
 def _unreachable(what: str) -> None:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from podwire.audit import EXIT_COMPLETE
 from tests.fault import reuse
 from tests.fault.faults import CANARY, FAULTS, Fault
 from tests.fault.rounds import World, play, table
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     bad = [row.fault for row in rows if row not in canary and not row.good]
     if canary and canary[0].good:
         bad.append("the canary was not caught")
+    if canary and canary[0].audit == EXIT_COMPLETE:
+        bad.append("the audit called the canary complete")
     sys.stdout.write(f"{'NOT good: ' + '; '.join(bad) if bad else 'all good'}\n")
     return int(bool(bad))
 

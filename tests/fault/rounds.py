@@ -16,9 +16,11 @@ from uuid import UUID
 
 from confluent_kafka import KafkaException
 
+from podwire.audit import EXIT_COMPLETE, EXIT_MISSING, EXIT_UNKNOWN, ask, in_words
 from podwire.demo.lab import Port
 from podwire.demo.processes import HEALTHY_SECONDS_MAX
 from schemas import catalog
+from schemas.registry import CatalogIds
 from tests.fault.books import Books, TopicReader, decoded, halves_of
 from tests.fault.brokers import Brokers
 from tests.pipeline import Pipeline, program, serve
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from podwire.audit import Answer
     from podwire.demo.broker import Broker
     from podwire.flows import Flow
 
@@ -207,7 +210,8 @@ class Row:
         unaccounted: halves that are neither in a flow nor lost by the books.
         wrong: records that name a pod that was not there.
         recover_s: from the fault's end until all connections made until then were in flows.
-        complaints: sums that do not hold.
+        complaints: sums that do not hold, and answers of `podwire audit` that the books contradict.
+        audit: its exit status for the time of the round; None where it was not asked.
     """
 
     fault: str
@@ -219,6 +223,7 @@ class Row:
     wrong: int
     recover_s: float
     complaints: list[str]
+    audit: int | None = None
 
     @property
     def good(self) -> bool:
@@ -235,7 +240,9 @@ HEAD = (
     "lost, unaccounted",
     "wrong pods",
     "recovered in s",
+    "audit",
 )
+AUDIT = {EXIT_COMPLETE: "complete", EXIT_MISSING: "gap", EXIT_UNKNOWN: "unknown", None: "-"}
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -250,6 +257,7 @@ def table(rows: Sequence[Row]) -> str:
             str(row.unaccounted),
             str(row.wrong),
             f"{row.recover_s:.1f}",
+            AUDIT[row.audit],
         )
         for row in rows
     ]
@@ -275,6 +283,7 @@ def play(
 
     `loses`: the kernel is to lose some, and count them.
     """
+    begun_ms = time.time_ns() // 1_000_000
     repeats, lost = sum(world.repeats.values()), sum(world.books.lost.values()) if world.books.reports else 0
     traffic = Traffic(world)
     traffic.more(BEFORE)
@@ -292,6 +301,11 @@ def play(
     complaints = world.books.complaints()
     if (lost > 0) != loses:
         complaints.append(f"{lost} halves were lost, where {'some' if loses else 'none'} should be")
+    answer = _await_audit(world, begun_ms, EXIT_MISSING if loses else EXIT_COMPLETE, deadline)
+    if (answer.exit_code, sum(finding.events or 0 for finding in answer.findings)) != (
+        (EXIT_MISSING, lost) if loses else (EXIT_COMPLETE, 0)
+    ):
+        complaints.append(f"audit: {in_words(answer)}")
     complaints += world.ended()
     return Row(
         fault=name,
@@ -303,7 +317,25 @@ def play(
         wrong=sum(_is_wrong(flow) for flow in flows),
         recover_s=recovered,
         complaints=complaints,
+        audit=answer.exit_code,
     )
+
+
+def _await_audit(world: World, from_ms: int, status: int, deadline: float) -> Answer:
+    """Return what `podwire audit` answers of the time from then on until now, at the latest at the deadline.
+
+    At once when it has this status: then nothing is left to be proven, but for what a gap may still say.
+    """
+    to_ms = time.time_ns() // 1_000_000
+    while True:
+        answer, unreadable = ask(
+            world.broker.bootstrap, CatalogIds(), from_ms, to_ms, (world.lab.node,), world.name
+        )
+        assert unreadable == 0
+        decided = all(finding.missing for finding in answer.findings)
+        if (answer.exit_code == status and decided) or time.monotonic() >= deadline:
+            return answer
+        time.sleep(0.2)  # the topic is polled
 
 
 def _is_wrong(flow: Flow) -> bool:
