@@ -9,6 +9,7 @@ its other half any more. When all outputs up to that input are delivered, so is 
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from itertools import groupby
 from operator import itemgetter
@@ -22,19 +23,42 @@ if TYPE_CHECKING:
     from enricher.pair import Pairing
 
 
+class Name(NamedTuple):
+    """What tells a batch from all others; a header would be five times as large to keep."""
+
+    cluster: str
+    node: str
+    boot_id: str
+    producer_epoch: int
+    partition: int
+    sequence: int
+
+
+def name_of(header: raw.Header) -> Name:
+    """Return the name of a header's batch; texts are kept once."""
+    return Name(
+        sys.intern(header.cluster),
+        sys.intern(header.node),
+        sys.intern(header.boot_id),
+        header.producer_epoch,
+        header.partition,
+        header.sequence,
+    )
+
+
 class Batch(NamedTuple):
     """A raw message that was processed, as far as its header could be read.
 
     Attributes:
         append_ms: its append time, never less than that of a message before it.
-        header: its header; None when that could not be read.
+        name: which one; None when that could not be read.
         events: halves in it.
         repeats: those of them that were dropped.
         rejected: why it is a dead letter; None when it is not.
     """
 
     append_ms: int
-    header: raw.Header | None
+    name: Name | None
     events: int
     repeats: int
     rejected: str | None
@@ -56,10 +80,11 @@ class Unsettled:
     ) -> None:
         """Take a processed message: its header, what was cut from it, how many halves were dropped as repeats."""
         self._append_ms = max(self._append_ms, append_ms)
+        name = None if header is None else name_of(header)
         if isinstance(halves, raw.Rejected):
-            self._batches.append(Batch(self._append_ms, header, 0, 0, halves.reason))
+            self._batches.append(Batch(self._append_ms, name, 0, 0, halves.reason))
         else:
-            self._batches.append(Batch(self._append_ms, header, len(halves), repeats, None))
+            self._batches.append(Batch(self._append_ms, name, len(halves), repeats, None))
 
     def keep_last(self, span_ms: int) -> None:
         """Forget what lies more than `span_ms` before the last message: its coverage was told before."""
@@ -77,42 +102,33 @@ class Unsettled:
 
 def record(batches: Iterable[Batch]) -> dict[str, Any] | None:
     """Return the Coverage record of delivered batches; None when no header of them could be read."""
-    covered: dict[tuple[str, str, str, int, int, int], tuple[int, int]] = {}
+    covered: dict[Name, tuple[int, int]] = {}
     dead = []
     for batch in batches:
-        header = batch.header
-        if header is None:
+        if batch.name is None:
             continue
-        who = (header.cluster, header.node, header.boot_id, header.producer_epoch, header.partition)
         if batch.rejected is None:
-            covered.setdefault((*who, header.sequence), (batch.events, batch.repeats))
+            covered.setdefault(batch.name, (batch.events, batch.repeats))
         else:
-            dead.append(_named(who) | {"sequence": header.sequence, "reason": batch.rejected})
+            dead.append(batch.name._asdict() | {"reason": batch.rejected})
     ranges = []
-    for who, sequences in groupby(sorted(covered), key=itemgetter(0, 1, 2, 3, 4)):
-        for first, run in _runs([key[5] for key in sequences]):
-            counts = [covered[(*who, sequence)] for sequence in run]
+    for _, names in groupby(sorted(covered), key=itemgetter(0, 1, 2, 3, 4)):
+        for run in _runs(names):
+            first = run[0]._asdict()
+            sequence = first.pop("sequence")
+            events, repeats = zip(*(covered[name] for name in run), strict=True)
             ranges.append(
-                _named(who)
-                | {
-                    "first_sequence": first,
-                    "events": [events for events, _ in counts],
-                    "repeats": [repeats for _, repeats in counts],
-                }
+                first | {"first_sequence": sequence, "events": list(events), "repeats": list(repeats)}
             )
     return {"ranges": ranges, "dead": dead} if ranges or dead else None
 
 
-def _named(who: tuple[str, str, str, int, int]) -> dict[str, Any]:
-    return dict(zip(("cluster", "node", "boot_id", "producer_epoch", "partition"), who, strict=True))
-
-
-def _runs(sequences: list[int]) -> list[tuple[int, list[int]]]:
-    """Return (first, numbers) of each stretch without holes of ascending numbers."""
-    runs: list[tuple[int, list[int]]] = []
-    for number in sequences:
-        if runs and runs[-1][1][-1] == number - 1:
-            runs[-1][1].append(number)
+def _runs(names: Iterable[Name]) -> list[list[Name]]:
+    """Return the stretches without holes of one process's and partition's batches, which come in order."""
+    runs: list[list[Name]] = []
+    for name in names:
+        if runs and runs[-1][-1].sequence == name.sequence - 1:
+            runs[-1].append(name)
         else:
-            runs.append((number, [number]))
+            runs.append([name])
     return runs

@@ -301,7 +301,7 @@ def play(
     complaints = world.books.complaints()
     if (lost > 0) != loses:
         complaints.append(f"{lost} halves were lost, where {'some' if loses else 'none'} should be")
-    answer = _await_audit(world, begun_ms, EXIT_MISSING if loses else EXIT_COMPLETE, deadline)
+    answer = audit_until(world, begun_ms, EXIT_MISSING if loses else EXIT_COMPLETE, deadline)
     if (answer.exit_code, sum(finding.events or 0 for finding in answer.findings)) != (
         (EXIT_MISSING, lost) if loses else (EXIT_COMPLETE, 0)
     ):
@@ -321,11 +321,12 @@ def play(
     )
 
 
-def _await_audit(world: World, from_ms: int, status: int, deadline: float) -> Answer:
-    """Return what `podwire audit` answers of the time from then on until now, at the latest at the deadline.
+def audit_until(world: World, from_ms: int, status: int, deadline: float | None = None) -> Answer:
+    """Return what `podwire audit` answers of the time from then on until now, at the monotonic deadline at the latest.
 
-    At once when it has this status: then nothing is left to be proven, but for what a gap may still say.
+    Earlier when it has this exit status and nothing of the time is left unknown.
     """
+    deadline = time.monotonic() + SETTLE_SECONDS_MAX if deadline is None else deadline
     to_ms = time.time_ns() // 1_000_000
     while True:
         answer, unreadable = ask(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from enricher import coverage, raw
-from enricher.coverage import Batch
+from enricher import coverage
+from enricher.coverage import Batch, Name
 from tests import halves
 from tests.unit.test_enricher_engine import NOW_MS, WINDOW_MS, Rig
 
@@ -138,7 +138,7 @@ def test_ranges_are_cut_where_sequences_are() -> None:
     """Holes, other epochs and other nodes begin a range of their own."""
 
     def batch(node: str, epoch: int, sequence: int) -> Batch:
-        return Batch(0, raw.Header("c", node, "b", epoch, 1, sequence, 0, 0), 3, 0, None)
+        return Batch(0, Name("c", node, "b", epoch, 1, sequence), 3, 0, None)
 
     record = coverage.record(
         [batch("n", 1, 4), batch("n", 1, 3), batch("n", 1, 6), batch("n", 2, 7), batch("m", 1, 5)]
