@@ -12,19 +12,18 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from enricher import statements
 from enricher.covered import Covered, Step
 from enricher.expected import Expected
 from enricher.intervals import (
     begins_well,
     by_number,
+    counted_as_end,
     ends_well,
-    in_words,
     inside,
     lost_files,
     make,
     process_of,
-    rank,
-    total,
 )
 
 if TYPE_CHECKING:
@@ -45,9 +44,15 @@ SILENT_MS_MIN = 15_000
 
 @dataclass(eq=False)
 class Node:
-    """What is known of a node that has reported."""
+    """What is known of a node that has reported.
+
+    Attributes:
+        last: its last report that ends an interval; place: where that is; before: where the one before is, from which
+            a successor must begin to know just when the interval after `last` begins.
+    """
 
     last: Mapping[str, Any]
+    before: Place
     place: Place
     arrived_ms: int
     batches: Covered
@@ -92,7 +97,7 @@ class Completeness:
             place
             for name, node in self._nodes.items()
             for place in (
-                *(() if name in self._expected.gone else (node.place,)),
+                *(() if name in self._expected.gone else (node.before,)),
                 *(one.base for one in node.pending),
             )
         ]
@@ -129,8 +134,10 @@ class Completeness:
             return  # of a collector that does not say enough to prove anything
         batches = self._process(record, at_ms)
         if node is None:
-            node = self._nodes[record["node"]] = Node(record, place, at_ms, batches)
-            if record["sequence"] == 0:
+            is_first = record["sequence"] == 0
+            last = record if is_first else counted_as_end(record)
+            node = self._nodes[record["node"]] = Node(last, place, place, at_ms, batches)
+            if is_first:
                 node.books = 0
                 self._add(node, None, place, record, at_ms)
         elif process_of(record) == process_of(node.last):
@@ -152,8 +159,8 @@ class Completeness:
     def _next(self, node: Node, record: Mapping[str, Any], place: Place) -> None:
         """Take another report of the same process; one whose interval is empty leaves all to the next one."""
         if record["to_boot_us"] > node.last["to_boot_us"]:
-            self._add(node, node.last, node.place, record, place.append_ms)
-            node.last, node.place = record, place
+            self._add(node, node.last, node.before, record, place.append_ms)
+            node.last, node.before, node.place = record, node.place, place
 
     def _successor(self, node: Node, batches: Covered, record: Mapping[str, Any], place: Place) -> None:
         """Take the first report of a process that follows on another one."""
@@ -170,19 +177,23 @@ class Completeness:
                 if boot_id == record["boot_id"] and epochs[0] < epoch < epochs[1]
             ]
 
-        step = Step(node.batches, by_number(before["sequences"]), between, batches, same_probes)
+        step = Step(node.batches, by_number(before["sequences"]), between, batches, same_probes, node.ended)
         if node.step is not None:
             node.step.following = step
         if not same_probes:
-            self._say_unwatched(node, record, place.append_ms)
+            unwatched = statements.of_unwatched(
+                self._cluster, before, record, place.append_ms, killed=not node.ended
+            )
+            self._out.append(unwatched)
             node.books, node.books_last = 0, None
         base = before if same_probes else None
-        interval = self._add(node, base, node.place, record, place.append_ms)
+        interval = self._add(node, base, node.before, record, place.append_ms)
         interval.begins = step if same_probes else None
         for one in node.pending:
             if one is not interval and one.ends is None:
                 one.ends, one.succeeded_by = step, interval
-        node.last, node.place, node.batches, node.step = record, place, batches, step
+        node.last, node.before, node.place = record, node.place, place
+        node.batches, node.step = batches, step
 
     def _add(
         self,
@@ -234,8 +245,7 @@ class Completeness:
         too_many = arrivals[: -self._undecided_max]
         held_from_ms = max([now_ms - HOLD_MS, *too_many[-1:]])
         for name, node in list(self._nodes.items()):
-            for interval in node.pending:
-                self._judge(node, interval, now_ms, given_up=interval.arrived_ms <= held_from_ms)
+            self._judge_all(node, now_ms, max(held_from_ms, now_ms - GRACE_MS))
             node.pending = [one for one in node.pending if not one.decided and one.arrived_ms > held_from_ms]
             self._forget(node)
             if name not in self._expected.gone:
@@ -244,20 +254,35 @@ class Completeness:
                 del self._nodes[name]
         for name, valid_from_us in self._expected.mute(self._nodes, now_ms):
             since_us = max(valid_from_us, (now_ms - HOLD_MS) * 1000)
-            self._say_silent(name, None, "NEVER_REPORTED", since_us, now_ms)
+            self._out.append(statements.of_silence(self._cluster, name, None, since_us, now_ms))
         for name, processes in list(self._covered.items()):
             for key in [key for key, one in processes.items() if now_ms - one.touched_ms > HOLD_MS]:
                 del processes[key]
             if not processes:
                 del self._covered[name]
-        out, self._out = self._out, []
+        out, self._out = sorted(self._out, key=lambda record: record["from_unix_us"]), []
         for record in out:
             self.outcomes[record["outcome"]] += 1
         return out
 
-    def _judge(self, node: Node, interval: Interval, now_ms: int, *, given_up: bool) -> None:
+    def _judge_all(self, node: Node, now_ms: int, late_until_ms: int) -> None:
+        """Judge a node's intervals; those that arrived up to then are late.
+
+        Batches of an interval reach into the next ones (see `counted_as_end`). So none is called COMPLETE before
+        something was said of those that reach into it: a reader must see both.
+        """
+        reach_us = 0
+        for one in node.pending:
+            late = one.arrived_ms <= late_until_ms
+            self._judge(node, one, now_ms, late=late, reached=reach_us > one.from_us)
+            if one.said is None and one.succeeded_by is None:
+                reach_us = max(reach_us, one.report["counted_unix_us"])
+        for one in node.pending:
+            if one.said is None and one.succeeded_by is not None and one.succeeded_by.decided:
+                self._judge(node, one, now_ms, late=True, reached=False)
+
+    def _judge(self, node: Node, interval: Interval, now_ms: int, *, late: bool, reached: bool) -> None:
         losses = dict(interval.losses)
-        late = given_up or now_ms - interval.arrived_ms >= GRACE_MS
         sums, decided = None, False
         if interval.all_batches_covered():
             sums = interval.batches.sums(interval.slices)
@@ -271,6 +296,8 @@ class Completeness:
         elif late and node.lost_files:
             losses["SPOOL_UNREADABLE"] = None
         open_books = decided and interval.books_open and not losses
+        if decided and not losses and reached and not late:
+            return
         if decided and not open_books:
             interval.decided = True
             interval.covered = losses == interval.losses
@@ -284,46 +311,9 @@ class Completeness:
     ) -> None:
         """Publish what is known of an interval, unless just that was said last."""
         said = (dict(losses), pending, sums, interval.decided)
-        if interval.said == said:
-            return
-        interval.said = said
-        ordered = sorted(losses, key=rank)
-        record = interval.report
-        self._out.append(
-            self._record(record["node"], record)
-            | {
-                "outcome": "PENDING" if pending else "GAP" if losses else "COMPLETE",
-                "reason": pending or (ordered[0] if ordered else None),
-                "missing": total(losses),
-                "detail": pending
-                or ", ".join(in_words(reason, losses[reason]) for reason in ordered)
-                or None,
-                "from_unix_us": interval.from_us,
-                "to_unix_us": record["to_unix_us"],
-                "uncertainty_us": interval.uncertainty_us,
-                "losses_until_unix_us": record["counted_unix_us"] if interval.losses else None,
-                "report_sequence": record["sequence"],
-                "events": None if sums is None else sums.events - sums.repeats,
-                "repeats": None if sums is None else sums.repeats,
-                "decided_at": now_ms,
-            }
-        )
-
-    def _say_unwatched(self, node: Node, record: Mapping[str, Any], at_ms: int) -> None:
-        """Publish the gap between the last report of a process and the opening of its successor's own probes."""
-        reason = "NOT_WATCHED" if node.ended else "COLLECTOR_KILLED"
-        self._out.append(
-            self._record(record["node"], record)
-            | {
-                "outcome": "GAP",
-                "reason": reason,
-                "detail": in_words(reason, None),
-                "from_unix_us": node.last["to_unix_us"],
-                "to_unix_us": record["from_unix_us"],
-                "uncertainty_us": max(node.last["clock_error_us"], record["clock_error_us"]),
-                "decided_at": at_ms,
-            }
-        )
+        if interval.said != said:
+            interval.said = said
+            self._out.append(statements.of_interval(self._cluster, interval, losses, pending, sums, now_ms))
 
     def _listen(self, name: str, node: Node, now_ms: int) -> None:
         """Say of a node that it is silent, again and again, while it is."""
@@ -332,37 +322,7 @@ class Completeness:
         patience_ms = max(SILENT_MS_MIN, SILENT_INTERVALS * interval_ms)
         if now_ms - max(node.arrived_ms, node.silent_said_ms) > patience_ms:
             node.silent_said_ms = now_ms
-            self._say_silent(name, last, "REPORT_MISSING", last["to_unix_us"], now_ms)
-
-    def _say_silent(
-        self, name: str, last: Mapping[str, Any] | None, reason: str, since_us: int, now_ms: int
-    ) -> None:
-        self._out.append(
-            self._record(name, last)
-            | {
-                "outcome": "SILENT",
-                "reason": reason,
-                "from_unix_us": since_us,
-                "to_unix_us": now_ms * 1000,
-                "decided_at": now_ms,
-            }
-        )
-
-    def _record(self, name: str, report: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Return a Completeness record whose fields are null, but for who it is about."""
-        return {
-            "cluster": self._cluster,
-            "node": name,
-            "missing": None,
-            "detail": None,
-            "uncertainty_us": 0,
-            "losses_until_unix_us": None,
-            "boot_id": None if report is None else report["boot_id"],
-            "producer_epoch": None if report is None else report["producer_epoch"],
-            "report_sequence": None,
-            "events": None,
-            "repeats": None,
-        }
+            self._out.append(statements.of_silence(self._cluster, name, last, last["to_unix_us"], now_ms))
 
     @staticmethod
     def _forget(node: Node) -> None:
@@ -376,11 +336,3 @@ class Completeness:
             if one.batches is node.batches:
                 floor = {partition: min(floor[partition], one.slices[partition].start) for partition in floor}
         node.batches.forget_below(floor)
-
-
-def key_of(record: Mapping[str, Any]) -> str:
-    """Return the message key of a Completeness record: records with the same key speak of the same thing."""
-    if record["outcome"] == "SILENT":
-        return f"{record['node']}/silent"
-    sequence = "between" if record["report_sequence"] is None else record["report_sequence"]
-    return f"{record['node']}/{record['boot_id']}/{record['producer_epoch']}/{sequence}"

@@ -99,6 +99,7 @@ class Step:
         between: returns the processes between the two that never reported, as far as anything of them is covered.
         after: what is covered of the later process.
         same_probes: the later one took over probes, ring and counters.
+        in_order: the earlier one ended in order: Kafka had acknowledged all that its last report named.
         marker: sequence per partition; empty until reported.
         unreadable: spool files could not be read back by the later process.
         following: the step after this one.
@@ -109,6 +110,7 @@ class Step:
     between: Callable[[], list[Covered]]
     after: Covered
     same_probes: bool
+    in_order: bool
     marker: dict[int, int] = field(default_factory=dict)
     unreadable: bool = False
     following: Step | None = None

@@ -135,6 +135,18 @@ def make(
     )
 
 
+def counted_as_end(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a report of which the batches are not known as the base of the interval after it.
+
+    They hold events up to when its counts were read, after its end. So only from then on the next batches have all.
+    """
+    beyond_us = report["counted_unix_us"] - report["to_unix_us"]
+    return dict(report) | {
+        "to_unix_us": report["counted_unix_us"],
+        "to_boot_us": report["to_boot_us"] + beyond_us,
+    }
+
+
 def begins_well(interval: Interval, losses: Losses) -> bool:
     """Return whether it is decided how the interval begins; where it begins with an earlier process, add losses."""
     step = interval.begins
@@ -162,7 +174,7 @@ def ends_well(interval: Interval, losses: Losses) -> bool:
         losses["SPOOL_UNREADABLE"] = None
     elif not step.same_probes:
         losses["COLLECTOR_KILLED"] = None
-    elif not interval.batches.is_prefix(interval.first_missing()):
+    elif step.in_order or not interval.batches.is_prefix(interval.first_missing()):
         losses["NOT_COVERED"] = None
     elif not heir.decided:
         return False

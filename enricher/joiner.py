@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from enricher import kafka
-from enricher.completeness import HOLD_MS, Completeness, key_of
+from enricher.completeness import HOLD_MS, Completeness
 from enricher.errors import ProcessingError
 from enricher.intervals import Place
 from enricher.kafka import KafkaException
+from enricher.statements import key_of
 from schemas import catalog, codec
 from schemas.registry import UnknownSchemaError
 

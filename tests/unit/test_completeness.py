@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from enricher.completeness import GRACE_MS, HOLD_MS, Completeness, key_of
+from enricher.completeness import GRACE_MS, HOLD_MS, Completeness
 from enricher.covered import BATCHES_MAX
 from enricher.intervals import Place
+from enricher.statements import key_of
 from schemas import catalog, codec
 
 START_US = 1_790_000_000_000_000
@@ -196,6 +197,23 @@ def test_dead_letter_is_a_gap_until_the_batch_comes_whole() -> None:
     assert ("COMPLETE", None, None) in story.said(GRACE_MS + 1)
 
 
+def test_nothing_is_complete_into_which_an_interval_reaches_that_nothing_was_said_of() -> None:
+    """A batch holds events of after its interval's end: the next one waits until that is decided or said."""
+    story = Story()
+    story.report(report(0))
+    story.report(report(1))
+    story.cover(1)
+    assert story.said() == []
+    late = [one for one in story.said(GRACE_MS - 1000) if one[0] != "SILENT"]
+    assert late == [("PENDING", "NOT_COVERED", None), ("COMPLETE", None, None)]
+    story.report(report(2))
+    story.report(report(3))
+    story.cover(3)
+    assert [one for one in story.said() if one[0] != "SILENT"] == []
+    story.cover(2)
+    assert story.said() == [("COMPLETE", None, None)] * 2
+
+
 def test_step_of_the_clock_widens_what_is_said() -> None:
     """Unix time went 5 s forward within the interval: its events may lie that far beyond its ends."""
     story = Story()
@@ -207,18 +225,19 @@ def test_step_of_the_clock_widens_what_is_said() -> None:
 
 
 def test_first_report_that_a_joiner_sees_proves_nothing_of_before() -> None:
-    """Counts since an unknown time are a base, and the next report is counted from it."""
+    """The next report is counted from it, and from when its counts were read: until then it may have read ahead."""
     story = Story()
     story.report(report(4))
     story.report(report(5))
     story.cover(5)
     (record,) = story.records()
     assert (record["outcome"], record["report_sequence"]) == ("COMPLETE", 5)
-    assert story.state.cursor() == Place(1, START_US // 1000 + 6000)
+    assert record["from_unix_us"] == START_US + 5 * SECOND_US + 100
+    assert story.state.cursor() == Place(0, START_US // 1000 + 5000)
 
 
 def test_cursor_stays_at_the_base_of_the_oldest_undecided_interval() -> None:
-    """A successor that begins there can decide all that is left."""
+    """A successor that begins there, one report earlier than it seems, can decide all that is left."""
     story = Story()
     for number in range(4):
         story.report(report(number))
@@ -227,7 +246,7 @@ def test_cursor_stays_at_the_base_of_the_oldest_undecided_interval() -> None:
     assert story.state.cursor() == Place(0, START_US // 1000 + 1000)
     story.cover(1)
     story.said()
-    assert story.state.cursor() == Place(3, START_US // 1000 + 4000)
+    assert story.state.cursor() == Place(2, START_US // 1000 + 3000)
 
 
 def test_silence_is_told_again_and_again_and_is_bounded() -> None:
@@ -270,7 +289,8 @@ def test_covered_batches_of_a_process_that_does_not_report_are_bounded() -> None
     story.report(report(0))
     story.report(report(1, sequences={"0": count - 1, "1": 0}))
     story.report(report(2, sequences={"0": count, "1": 0}, received=30))
-    assert [(one["report_sequence"], one["outcome"]) for one in story.records()] == [(2, "COMPLETE")]
+    said = {one["report_sequence"]: one["outcome"] for one in story.records(GRACE_MS)}
+    assert said == {0: "PENDING", 1: "PENDING", 2: "COMPLETE", None: "SILENT"}
     assert story.state.undecided == 2
 
 
