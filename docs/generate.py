@@ -20,6 +20,7 @@ from collector.node.settings import Settings as NodeSettings
 from enricher import errors as enricher_errors
 from enricher import metrics as enricher_metrics
 from enricher.settings import Settings as EnricherSettings
+from podwire import audit
 from podwire.demo import errors as demo_errors
 from podwire.replay import errors as replay_errors
 from schemas import catalog, codec
@@ -173,7 +174,13 @@ def reference() -> str:
         ("podwire replay", replay_errors),
     ):
         parts += [f"### {name}", exit_codes(module), ""]
-    parts += ["## Metrics", ""]
+    parts += [
+        "### podwire audit",
+        table(("status", "cause"), ((str(code), text) for code, text in audit.EXIT_CODES.items())),
+        "",
+        "## Metrics",
+        "",
+    ]
     for name, families in (
         ("collector node", node_metrics()),
         ("collector cluster", WatcherMetrics().registry.collect()),

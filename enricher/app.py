@@ -46,6 +46,13 @@ def wall_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+class _App(faust.App):  # type: ignore[misc]
+    """A Faust application that leaves the disk alone."""
+
+    def _create_directories(self) -> None:
+        """Make no `<group>-data` in the current directory: it is for tables, and there are none."""
+
+
 class Worker:
     """One Faust worker around an engine.
 
@@ -84,7 +91,7 @@ class Worker:
 
     def _faust_app(self) -> Any:
         settings = self._settings
-        app = faust.App(
+        app = _App(
             settings.group_id,
             broker=";".join(f"aiokafka://{address.strip()}" for address in settings.bootstrap.split(",")),
             autodiscover=False,
@@ -204,13 +211,14 @@ class Worker:
     async def _warm_up(self, partition: Partition) -> None:
         """Find where the partition begins and rebuild its waiting halves, as often as it takes."""
         number = partition.number
+        resumes = partition.position is None  # else offsets may have been skipped, and those are not covered
         while not partition.dropped:
             try:
                 if partition.position is None:
                     committed = await asyncio.to_thread(self._reader.committed, [number])
                     partition.position = committed[number]
                 if partition.position is not None:
-                    await asyncio.to_thread(self._rebuild, partition, partition.position)
+                    await asyncio.to_thread(self._rebuild, partition, partition.position, resumes)
                 if self._changelog is not None:
                     await self._restore(partition, self._changelog)
             except KafkaException as error:
@@ -235,7 +243,7 @@ class Worker:
         if not partition.dropped and not self.stopping.is_set():  # else it was not read to its end
             corrections.restore(partition, found, wall_ms())
 
-    def _rebuild(self, partition: Partition, position: int) -> None:
+    def _rebuild(self, partition: Partition, position: int, acknowledged: bool) -> None:
         before = self._reader.before(
             partition.number,
             position,
@@ -243,7 +251,7 @@ class Worker:
             lambda: partition.dropped or self.stopping.is_set(),
         )
         with contextlib.closing(before):
-            self._engine.warm(partition, before)
+            self._engine.warm(partition, before, acknowledged=acknowledged)
 
     async def _on_assigned(self, _app: Any, assigned: set[Any], **_: Any) -> None:
         numbers = sorted(tp.partition for tp in assigned if tp.topic == catalog.RAW.name)
@@ -261,7 +269,8 @@ class Worker:
         """Deliver what is in flight and acknowledge it, so that the next worker repeats little."""
         self.stopping.set()
         deadline = time.monotonic() + FLUSH_SECONDS
-        while self._engine.output.in_flight and time.monotonic() < deadline:
+        self._engine.closing = True
+        while (self._engine.output.in_flight or self._engine.unacknowledged) and time.monotonic() < deadline:
             await asyncio.sleep(TICK_SECONDS)
             self._engine.tick([], wall_ms())
         self._engine.tick([], wall_ms())

@@ -2,7 +2,8 @@
 
 Owns, per assigned partition, the pairing and the queue of unacknowledged messages, and for all of them the
 records that wait for metadata. A message is acknowledged when all that it caused was delivered, from the head
-only. Never waits, never reads a clock (times come in) and knows no Faust. Called by `app`.
+only, and so was the Coverage of the batches that it settled. Never waits, never reads a clock (times come in) and
+knows no Faust. Called by `app`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from enricher import corrections, metadata, raw
+from enricher import corrections, coverage, metadata, raw
+from enricher.coverage import Unsettled
 from enricher.flow import Moment
 from enricher.metrics import Counts
 from enricher.output import Entry
@@ -33,6 +35,8 @@ WARM_UP_WINDOWS = 2
 WARM_UP_MARGIN_MS = 1000
 DEAD_LETTER_BYTES_MAX = 900_000
 """The broker refuses messages above 1 MB, and a refused dead letter would stop the worker for ever."""
+COVERAGE_INTERVAL_MS = 1000
+"""Time between two Coverage records: one for all that was settled meanwhile, in all partitions."""
 RETRY_INTERVAL_MS = 100
 """Least time between two rounds of asking again for all that waits."""
 
@@ -45,6 +49,7 @@ class Partition:
         number: its number.
         position: offset of the message expected next; None before the first where nothing is committed.
         entries: unacknowledged messages and idle rounds, oldest first.
+        unsettled: batches of which halves may still wait.
         dropped: set when it was revoked: nothing of it is sent or acknowledged any more.
     """
 
@@ -52,6 +57,7 @@ class Partition:
     pairing: Pairing
     position: int | None = None
     entries: deque[Entry] = field(default_factory=deque)
+    unsettled: Unsettled = field(default_factory=Unsettled)
     dropped: bool = False
 
 
@@ -62,6 +68,13 @@ class RawMessage(NamedTuple):
     append_ms: int
     key: bytes | None
     value: bytes | None
+
+
+class _Round(NamedTuple):
+    """Messages that are done, and the Coverage record that must be delivered before they are acknowledged."""
+
+    told: Entry
+    acks: list[tuple[Partition, Callable[[], None]]]
 
 
 class _Waiting(NamedTuple):
@@ -92,11 +105,17 @@ class Engine:
         partitions: the assigned ones, by number.
         counts: what happened so far.
         corrections: what went out unsettled.
+        closing: set when an orderly end began: Coverage is told without delay.
     """
 
     def __init__(
         self, limits: Limits, ids: SchemaIds, history: History, builder: FlowBuilder, output: Output
     ) -> None:
+        self.closing = False
+        self._done: list[tuple[Partition, Callable[[], None]]] = []
+        self._settled: list[coverage.Batch] = []
+        self._rounds: deque[_Round] = deque()
+        self._told_ms = 0
         self.partitions: dict[int, Partition] = {}
         self.counts = Counts()
         self.history = history
@@ -106,6 +125,7 @@ class Engine:
         self._raw_id = ids.id_of(catalog.RAW)
         self._raw_prefix = codec.prefix(self._raw_id)
         self._dead_letter_id = ids.id_of(catalog.DEADLETTER)
+        self._coverage_id = ids.id_of(catalog.COVERAGE)
         self._builder = builder
         self.corrections = corrections.Corrections(
             limits.corrections,
@@ -124,6 +144,17 @@ class Engine:
     def waiting_metadata(self) -> int:
         """Records that wait for metadata."""
         return len(self._waiting)
+
+    @property
+    def unacknowledged(self) -> int:
+        """Messages processed and not acknowledged."""
+        left = sum(len(partition.entries) for partition in list(self.partitions.values()))
+        return left + len(self._done) + sum(len(one.acks) for one in list(self._rounds))
+
+    @property
+    def uncovered(self) -> int:
+        """Batches processed whose Coverage is not handed to Kafka."""
+        return len(self._settled) + sum(len(one.unsettled) for one in list(self.partitions.values()))
 
     @property
     def warm_up_ms(self) -> int:
@@ -145,18 +176,38 @@ class Engine:
             self.corrections.revoke(old)
             self._waiting = deque(one for one in self._waiting if one.partition is not old)
 
-    def warm(self, partition: Partition, messages: Iterable[tuple[int, bytes | None]]) -> None:
+    def warm(
+        self,
+        partition: Partition,
+        messages: Iterable[tuple[int, bytes | None]],
+        *,
+        acknowledged: bool = False,
+    ) -> None:
         """Rebuild the waiting halves from (append time, value) of earlier messages; nothing comes out.
 
-        What they completed was delivered before their offsets were committed. May run in another thread as
-        long as the partition is not used.
+        What they completed was delivered before their offsets were committed. Where they were `acknowledged`, the
+        Coverage of the last window is told again, since it waits for halves that its messages do not wait for. May
+        run in another thread as long as the partition is not used.
         """
         pairing = partition.pairing = Pairing(self._limits.window_ms, PairCounts())
+        unsettled = partition.unsettled = Unsettled()
         for append_ms, value in messages:
+            before = pairing.counts.repeats
             halves = self.cut(partition.number, value)
-            if isinstance(halves, list) and not raw.is_foreign(halves, self._builder.cluster):
-                pairing.add(append_ms, halves)
+            header, foreign = self._header(value, halves)
+            if foreign:
+                header, halves = None, []
+            pairing.add(append_ms, halves if isinstance(halves, list) else [])
+            unsettled.add(append_ms, header, halves, pairing.counts.repeats - before)
+            unsettled.keep_last(self._limits.window_ms)
         pairing.counts = self.counts.pairs
+        if acknowledged:
+            entry = Entry(self.output, None)
+            entry.settled = unsettled.settle(pairing)
+            entry.pending = 0
+            partition.entries.append(entry)
+        else:
+            partition.unsettled = Unsettled()
 
     def may_ask_registry(self, value: bytes | None) -> bool:
         """Return whether a message was not written with our own schema, so that cutting it may ask the registry."""
@@ -187,13 +238,28 @@ class Engine:
         partition.entries.append(entry)
         partition.position = message.offset + 1
         self.counts.batches += 1
+        header, foreign = self._header(message.value, halves)
+        if foreign:
+            header, halves = None, []
+            self.counts.foreign_batches += 1
         if isinstance(halves, raw.Rejected):
             self._dead_letter(partition.number, message, halves, entry, now_ms)
-            halves = []
-        elif raw.is_foreign(halves, self._builder.cluster):
-            self.counts.foreign_batches += 1
-            halves = []
-        self._emit(partition, entry, partition.pairing.add(message.append_ms, halves), now_ms)
+        repeats = partition.pairing.counts.repeats
+        pairs = partition.pairing.add(message.append_ms, halves if isinstance(halves, list) else [])
+        repeats = partition.pairing.counts.repeats - repeats
+        partition.unsettled.add(message.append_ms, header, halves, repeats)
+        entry.settled = partition.unsettled.settle(partition.pairing)
+        self._emit(partition, entry, pairs, now_ms)
+
+    def _header(
+        self, value: bytes | None, halves: list[raw.Half] | raw.Rejected
+    ) -> tuple[raw.Header | None, bool]:
+        """Return a message's header, None if it can't be read, and whether the message is another cluster's.
+
+        Its enricher shares the topic, and takes and covers it: its pods are not ours.
+        """
+        header = raw.header_of(value, halves, self._ids, self._raw_id)
+        return header, header is not None and header.cluster != self._builder.cluster
 
     def has_idle_halves(self, partition: Partition, now_ms: int) -> bool:
         """Return whether halves wait whose window has passed on our clock, slack included."""
@@ -207,6 +273,7 @@ class Engine:
         if pairs:
             entry = Entry(self.output, None)
             partition.entries.append(entry)
+            entry.settled = partition.unsettled.settle(partition.pairing)
             self._emit(partition, entry, pairs, now_ms)
 
     def tick(self, changes: list[Change], now_ms: int) -> None:
@@ -220,8 +287,28 @@ class Engine:
             entries = partition.entries
             while entries and entries[0].pending == 0:
                 entry = entries.popleft()
+                self._settled += entry.settled
                 if entry.ack is not None:
-                    entry.ack()
+                    self._done.append((partition, entry.ack))
+        due = self.closing or abs(now_ms - self._told_ms) >= COVERAGE_INTERVAL_MS
+        if (self._settled and due) or (self._done and not self._settled):
+            self._tell_coverage(now_ms)
+        while self._rounds and self._rounds[0].told.pending == 0:
+            for partition, ack in self._rounds.popleft().acks:
+                if not partition.dropped:
+                    ack()
+
+    def _tell_coverage(self, now_ms: int) -> None:
+        """Send the Coverage of what was settled; the messages that are done are acknowledged after it is delivered."""
+        told = Entry(self.output, None)
+        record = coverage.record(self._settled)
+        if record is not None:
+            self._told_ms = now_ms
+            value = codec.encode("Coverage", record, self._coverage_id)
+            self.output.send(catalog.COVERAGE.name, b"", value, now_ms, told)
+        told.pending -= 1
+        self._rounds.append(_Round(told, self._done))
+        self._done, self._settled = [], []
 
     def _emit(self, partition: Partition, entry: Entry, pairs: list[Pair], now_ms: int) -> None:
         """Send these or let them wait for metadata, then take the entry's own 1 off its pending count."""

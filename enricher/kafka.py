@@ -1,18 +1,20 @@
-"""The enricher's door to Kafka beside Faust: the producer, the metadata consumer, and the raw topic's re-reader.
+"""The enricher's door to Kafka beside Faust: the producer, the plain consumers, and the raw topic's re-reader.
 
-The one importer of `confluent_kafka` in this service. Never encodes, and never commits an offset: that is
-Faust's. Called by `run`, `output`, `metadata`, `app` and `replay_run`.
+The one importer of `confluent_kafka` in this service. Never encodes, and never commits an offset of the raw topic:
+that is Faust's. Called by `run`, `output`, `metadata`, `joiner`, `app` and `replay_run`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
+    OFFSET_END,
     Consumer,
     KafkaError,
     KafkaException,
@@ -31,6 +33,7 @@ __all__ = [
     "Message",
     "PartitionReader",
     "RawRecord",
+    "ReportReader",
     "is_end",
     "metadata_consumer",
     "producer",
@@ -39,6 +42,7 @@ __all__ = [
 
 POLL_SECONDS = 0.5
 BATCH_MESSAGES = 500
+AHEAD_MS_MAX = 60_000
 QUEUE_MESSAGES_MAX = 1_000_000
 QUEUE_KBYTES_MAX = 262_144
 
@@ -90,24 +94,27 @@ def producer(bootstrap: str, client_id: str) -> Any:
     )
 
 
+def _reading(bootstrap: str, group: str) -> dict[str, Any]:
+    """Return the settings of a consumer that belongs to no group, and is told where a partition ends."""
+    return {
+        "bootstrap.servers": bootstrap,
+        "group.id": group,
+        "enable.auto.commit": False,
+        "enable.partition.eof": True,
+        "isolation.level": "read_committed",
+        "auto.offset.reset": "earliest",
+        "fetch.wait.max.ms": 100,
+        "reconnect.backoff.max.ms": 2_000,
+        "log_level": 2,
+    }
+
+
 def metadata_consumer(bootstrap: str, topics: Sequence[Topic]) -> Any:
     """Return a consumer without a group at the beginning of these topics of one partition, committed records only.
 
     It tells the end of each partition by a message for which `is_end` holds.
     """
-    consumer = Consumer(
-        {
-            "bootstrap.servers": bootstrap,
-            "group.id": "podwire-enricher-metadata",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "isolation.level": "read_committed",
-            "auto.offset.reset": "earliest",
-            "fetch.wait.max.ms": 100,
-            "reconnect.backoff.max.ms": 2_000,
-            "log_level": 2,
-        }
-    )
+    consumer = Consumer(_reading(bootstrap, "podwire-enricher-metadata"))
     consumer.assign([TopicPartition(topic.name, 0, OFFSET_BEGINNING) for topic in topics])
     return consumer
 
@@ -143,6 +150,91 @@ class RawRecord(NamedTuple):
     offset: int
     append_ms: int
     value: bytes | None
+
+
+class ReportReader:
+    """Reads topics of one partition on from a point in time that it keeps in Kafka. For one thread.
+
+    The point is an offset of the first topic and a time, committed for a group that has no members. No topic is read
+    far ahead of the other in time, however much there is to read: what belongs together comes together.
+
+    Attributes:
+        reached_ms: append time up to which all topics were read, Unix time in ms; infinite at their ends, 0 before
+            one that is read from its beginning was read to its end.
+    """
+
+    def __init__(self, bootstrap: str, group: str, timeout_seconds: float = 10.0) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._reached_ms: dict[str, float] = {}
+        self._whole = ""
+        self._paused: set[str] = set()
+        self._consumer = Consumer(_reading(bootstrap, group))
+
+    def begin(self, first: Topic, second: Topic, whole: Topic, unix_ms: int, margin_ms: int) -> None:
+        """Start the first topic where `keep` said, else at `unix_ms`, the second at that time less a margin.
+
+        `whole` is read from its beginning. KafkaException while the broker does not answer.
+        """
+        (kept,) = self._consumer.committed([TopicPartition(first.name, 0)], timeout=self._timeout_seconds)
+        if kept.error:
+            raise KafkaException(kept.error)
+        if kept.offset >= 0 and kept.metadata:
+            start, unix_ms = kept.offset, int(kept.metadata)
+        else:
+            start = self._at(first, unix_ms)
+        self._reached_ms = {first.name: unix_ms, second.name: unix_ms, whole.name: 0}
+        self._whole = whole.name
+        self._consumer.assign(
+            [
+                TopicPartition(first.name, 0, start),
+                TopicPartition(second.name, 0, self._at(second, unix_ms - margin_ms)),
+                TopicPartition(whole.name, 0, OFFSET_BEGINNING),
+            ]
+        )
+
+    def _at(self, topic: Topic, unix_ms: int) -> int:
+        asked = [TopicPartition(topic.name, 0, max(0, unix_ms))]
+        (found,) = self._consumer.offsets_for_times(asked, timeout=self._timeout_seconds)
+        if found.error:
+            raise KafkaException(found.error)
+        return int(found.offset) if found.offset >= 0 else OFFSET_END
+
+    def read(self) -> list[Message]:
+        """Return the next messages, as soon as there are any; errors among them."""
+        found: list[Message] = self._consumer.consume(BATCH_MESSAGES, POLL_SECONDS / 2)
+        for message in found:
+            if is_end(message):
+                self._reached_ms[message.topic()] = math.inf
+            elif message.error() is None and message.topic() != self._whole:
+                self._reached_ms[message.topic()] = message.timestamp()[1]
+        self._pause()
+        return [message for message in found if not is_end(message)]
+
+    @property
+    def reached_ms(self) -> float:
+        """Append time up to which all topics were read."""
+        return min(self._reached_ms.values(), default=0)
+
+    def _pause(self) -> None:
+        """Let a topic that is far ahead wait until the slowest has overtaken it."""
+        slowest_ms = self.reached_ms
+        for topic, reached_ms in self._reached_ms.items():
+            place = [TopicPartition(topic, 0)]
+            if topic not in self._paused and slowest_ms + AHEAD_MS_MAX < reached_ms < math.inf:
+                self._consumer.pause(place)
+                self._paused.add(topic)
+            elif topic in self._paused and reached_ms <= slowest_ms:
+                self._consumer.resume(place)
+                self._paused.discard(topic)
+
+    def keep(self, topic: Topic, offset: int, unix_ms: int) -> None:
+        """Keep where a successor begins; KafkaException."""
+        point = TopicPartition(topic.name, 0, offset, metadata=str(unix_ms))
+        self._consumer.commit(offsets=[point], asynchronous=False)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._consumer.close()
 
 
 class PartitionReader:

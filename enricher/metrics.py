@@ -32,6 +32,7 @@ class Counts:
     resolutions: Counter[str] = field(default_factory=Counter)
     metadata_waits: Counter[str] = field(default_factory=Counter)
     corrections: Counter[str] = field(default_factory=Counter)
+    intervals: Counter[str] = field(default_factory=Counter)
 
 
 COUNTERS: dict[str, tuple[str, Callable[[Counts], int]]] = {
@@ -71,6 +72,11 @@ LABELLED: dict[str, tuple[str, str, Callable[[Counts], Mapping[str, int]]]] = {
         "outcome",
         lambda counts: counts.corrections,
     ),
+    "completeness_records": (
+        "completeness records sent by this worker, by outcome",
+        "outcome",
+        lambda counts: counts.intervals,
+    ),
 }
 GAUGES = {
     "waiting_halves": "halves that wait for their other half",
@@ -78,6 +84,8 @@ GAUGES = {
     "pending_corrections": "records that went out unsettled and may yet be corrected",
     "in_flight": "records sent and not acknowledged by Kafka",
     "unacknowledged_batches": "raw messages processed and not acknowledged",
+    "uncovered_batches": "raw messages processed whose coverage was not sent: halves of them may still wait",
+    "undecided_intervals": "intervals of nodes not known to be complete, in the worker that joins coverage and reports",
     "assigned_partitions": "partitions of the raw topic that this worker has",
     "pods": "pods known, the ended ones included",
     "metadata_undecodable": "metadata records that could not be read, since the start",

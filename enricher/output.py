@@ -16,6 +16,8 @@ from enricher.errors import ProcessingError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from enricher.coverage import Batch
+
 FULL_POLL_SECONDS = 0.05
 BY_KEY = -1
 """Leaves the partition to the producer's partitioner."""
@@ -46,14 +48,16 @@ class Entry:
     Attributes:
         pending: outputs not yet delivered or still waiting for metadata, plus 1 while being processed.
         ack: acknowledges the input message; None for a round of idle windows.
+        settled: batches of which everything is delivered once this and all before it are.
     """
 
-    __slots__ = ("ack", "output", "pending")
+    __slots__ = ("ack", "output", "pending", "settled")
 
     def __init__(self, output: Output, ack: Callable[[], None] | None) -> None:
         self.output = output
         self.ack = ack
         self.pending = 1
+        self.settled: tuple[Batch, ...] = ()
 
     def delivered(self, error: Any, _message: Any) -> None:
         """Take one delivery report; ProcessingError when the message can't be delivered at all."""

@@ -60,6 +60,11 @@ class PairCounts:
     repeats_paired: int = 0
     collisions: int = 0
 
+    @property
+    def repeats(self) -> int:
+        """Halves dropped since the same half had come before."""
+        return self.repeats_waiting + self.repeats_paired
+
 
 class _Bucket(NamedTuple):
     append_ms: int

@@ -204,6 +204,22 @@ def cut(value: bytes | None, partition: int, ids: SchemaIds, schema_id: int) -> 
         return Rejected("UNDECODABLE", f"{type(error).__name__}: {error}", found)
 
 
+def header_of(
+    value: bytes | None, halves: list[Half] | Rejected, ids: SchemaIds, schema_id: int
+) -> Header | None:
+    """Return the header of a message of which `cut` made `halves`; None when it can't be read."""
+    if isinstance(halves, list) and halves:
+        return halves[0].header
+    if isinstance(halves, Rejected) and halves.reason == "UNKNOWN_SCHEMA_ID":
+        return None
+    try:
+        found, _ = codec.split(value or b"")
+        assert value is not None
+        return _header(value if found == schema_id else _rewrite(value, ids.writer_schema(found)))[0]
+    except (EOFError, ValueError, LookupError, TypeError, OverflowError, MemoryError):
+        return None
+
+
 def _cut(value: bytes, partition: int) -> list[Half]:
     header, position = _header(value)
     if header.partition != partition:

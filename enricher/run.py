@@ -22,6 +22,7 @@ from enricher.engine import Engine, Limits
 from enricher.errors import FatalError, PartitionsError, ProcessingError, SchemaIdError
 from enricher.flow import FlowBuilder
 from enricher.history import History
+from enricher.joiner import Joiner
 from enricher.metrics import Exporter
 from enricher.networks import Networks
 from enricher.output import Output
@@ -36,7 +37,16 @@ if TYPE_CHECKING:
     from enricher.settings import Settings
 
 RETRY_SECONDS = 1.0
-TOPICS = (catalog.RAW, catalog.FLOWS, catalog.DEADLETTER, catalog.CORRECTIONS, *metadata.TOPICS)
+TOPICS = (
+    catalog.RAW,
+    catalog.FLOWS,
+    catalog.DEADLETTER,
+    catalog.CORRECTIONS,
+    *metadata.TOPICS,
+    catalog.COLLECTOR,
+    catalog.COVERAGE,
+    catalog.COMPLETENESS,
+)
 log = structlog.get_logger()
 
 
@@ -129,7 +139,11 @@ def _assemble(settings: Settings, ids: WatchedIds, exporting: CollectorRegistry,
         CorrectionLimits(settings.correction_ms, settings.corrections_max),
     )
     engine = Engine(limits, ids, history, builder, output)
-    exporting.register(Exporter(engine.counts, lambda: _gauges(engine, reader, ids)))
+    joining = kafka.producer(settings.bootstrap, f"{settings.group_id}-completeness-{os.getpid()}")
+    joiner = Joiner(
+        settings.bootstrap, settings.group_id, settings.cluster, ids, joining, engine.counts.intervals
+    )
+    exporting.register(Exporter(engine.counts, lambda: _gauges(engine, reader, ids, joiner)))
     raw_reader = kafka.PartitionReader(settings.bootstrap, settings.group_id, catalog.RAW.name)
     changelog = None
     if settings.correction_ms:
@@ -137,6 +151,7 @@ def _assemble(settings: Settings, ids: WatchedIds, exporting: CollectorRegistry,
     worker = Worker(settings, engine, reader, raw_reader, changelog, die)
     watchdog_reader = kafka.PartitionReader(settings.bootstrap, settings.group_id, catalog.RAW.name)
     watchdog.watch(watchdog_reader, settings.stall_seconds, lambda: _progress(engine, ids), die)
+    joiner.start(lambda: 0 in engine.partitions and not worker.stopping.is_set(), die)
     _bound_the_end(worker, settings.stop_seconds)
     return worker
 
@@ -146,7 +161,9 @@ def _progress(engine: Engine, ids: WatchedIds) -> watchdog.Progress:
     return watchdog.Progress(positions, engine.counts.batches, ids.waited_for)
 
 
-def _gauges(engine: Engine, reader: metadata.MetadataReader, ids: WatchedIds) -> Mapping[str, float | None]:
+def _gauges(
+    engine: Engine, reader: metadata.MetadataReader, ids: WatchedIds, joiner: Joiner
+) -> Mapping[str, float | None]:
     partitions = list(engine.partitions.values())
     until_us = engine.history.pods_complete_until_us
     return {
@@ -154,7 +171,9 @@ def _gauges(engine: Engine, reader: metadata.MetadataReader, ids: WatchedIds) ->
         "waiting_metadata": engine.waiting_metadata,
         "pending_corrections": engine.corrections.pending,
         "in_flight": engine.output.in_flight,
-        "unacknowledged_batches": sum(len(partition.entries) for partition in partitions),
+        "unacknowledged_batches": engine.unacknowledged,
+        "uncovered_batches": engine.uncovered,
+        "undecided_intervals": joiner.undecided,
         "assigned_partitions": len(partitions),
         "pods": engine.history.pods,
         "metadata_undecodable": reader.unpacker.undecodable,

@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _parser().parse_args(given)  # says which one is wrong, and leaves
     if options.command == "topics":
         return _topics(options)
+    if options.command == "audit":
+        return _audit(options)
     return _observe(options)
 
 
@@ -48,6 +50,24 @@ def _topics(options: argparse.Namespace) -> int:
     except KafkaException as error:
         sys.stderr.write(f"podwire topics: {error.args[0].str()}. Is Kafka at {options.bootstrap}?\n")
         return 1
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from podwire import audit  # noqa: PLC0415
+
+    try:
+        return audit.run(
+            bootstrap=options.bootstrap,
+            registry_url=options.registry_url,
+            from_text=options.start,
+            to_text=options.end,
+            nodes=tuple(options.node),
+            cluster=options.cluster,
+            output=options.output,
+        )
+    except ValueError as error:
+        sys.stderr.write(f"podwire audit: {error}\n")
+        return 2
 
 
 def _observe(options: argparse.Namespace) -> int:
@@ -125,7 +145,17 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Other options are the enricher's and go to it, as the first time: --cluster, --window-ms, ...",
     )
     _replay_options(replay)
-    for command in (create, describe, observe, replay):
+    audit = commands.add_parser(
+        "audit", help="prove that nothing is missing between two times, or say what is"
+    )
+    _audit_options(audit)
+    for command in (observe, audit):
+        command.add_argument(
+            "--registry-url",
+            default=os.environ.get("PODWIRE_REGISTRY_URL") or None,
+            help="schema registry, also from PODWIRE_REGISTRY_URL (default: the ids of the catalog)",
+        )
+    for command in (create, describe, observe, audit, replay):
         command.add_argument(
             "--bootstrap",
             metavar="HOST:PORT",
@@ -157,11 +187,25 @@ def _observe_options(observe: argparse.ArgumentParser) -> None:
         default=catalog.FLOWS.name,
         help="with flow records, such as one of a replay (default: %(default)s)",
     )
-    observe.add_argument(
-        "--registry-url",
-        default=os.environ.get("PODWIRE_REGISTRY_URL") or None,
-        help="schema registry, also from PODWIRE_REGISTRY_URL (default: the ids of the catalog)",
+
+
+def _audit_options(audit: argparse.ArgumentParser) -> None:
+    for name, target in (("from", "start"), ("to", "end")):
+        audit.add_argument(
+            f"--{name}",
+            dest=target,
+            required=True,
+            metavar="TIME",
+            help="90s, 5m, 2h, 1d ago, or an ISO 8601 time",
+        )
+    audit.add_argument(
+        "--node",
+        action="append",
+        default=[],
+        help="this node must be complete; may be repeated (default: all)",
     )
+    audit.add_argument("--cluster", help="only this cluster's nodes (default: all that share the topic)")
+    audit.add_argument("-o", "--output", choices=("text", "json"), default="text")
 
 
 def _replay_options(replay: argparse.ArgumentParser) -> None:

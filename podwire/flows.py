@@ -1,4 +1,4 @@
-"""Reads `podwire.flows.v1` as dicts: a span, the last N, or for ever.
+"""Reads `podwire.flows.v1`, or another topic, as dicts: a span, the last N, or for ever.
 
 The command's only reader of Kafka messages. Never commits offsets and belongs to no consumer group that
 matters. Called by `observe` and the demo.
@@ -34,8 +34,15 @@ class FlowReader:
         unreadable: how many messages could not be decoded so far.
     """
 
-    def __init__(self, bootstrap: str, ids: SchemaIds, topic: str = catalog.FLOWS.name) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        ids: SchemaIds,
+        topic: str = catalog.FLOWS.name,
+        schema: str = catalog.FLOWS.schema,
+    ) -> None:
         self._ids = ids
+        self._schema = schema
         self._topic = topic
         self.unreadable = 0
         self._consumer = Consumer(
@@ -134,7 +141,7 @@ class FlowReader:
     def _decode(self, value: bytes | None) -> Flow | None:
         try:
             writer = self._ids.writer_schema(codec.split(value or b"")[0])
-            return codec.decode("Flow", value or b"", writer)
+            return codec.decode(self._schema, value or b"", writer)
         except (ValueError, LookupError, EOFError):
             self.unreadable += 1
             return None

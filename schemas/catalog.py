@@ -57,7 +57,9 @@ class Topic:
 
 
 RAW = Topic("podwire.tcp.raw.v1", "RawBatch", 1, "none", None, "delete", DAY_MS, log_append_time=True)
-COLLECTOR = Topic("podwire.collector.v1", "CollectorReport", 2, "node", 1, "delete", 7 * DAY_MS)
+COLLECTOR = Topic(
+    "podwire.collector.v1", "CollectorReport", 2, "node", 1, "delete", 7 * DAY_MS, log_append_time=True
+)
 PODS = Topic("podwire.k8s.pods.v1", "Pod", 3, "uid", 1, "compact", -1)
 SERVICES = Topic("podwire.k8s.services.v1", "Service", 4, "uid", 1, "compact", -1)
 NODES = Topic("podwire.k8s.nodes.v1", "Node", 5, "uid", 1, "compact", -1)
@@ -66,11 +68,27 @@ FLOWS = Topic("podwire.flows.v1", "Flow", 7, "flow_id", None, "delete", 7 * DAY_
 DEADLETTER = Topic(
     "podwire.deadletter.v1", "DeadLetter", 8, "topic/partition/offset of the source", 1, "delete", 7 * DAY_MS
 )
+COVERAGE = Topic("podwire.coverage.v1", "Coverage", 9, "none", 1, "delete", DAY_MS, log_append_time=True)
 CORRECTIONS = Topic(
     "podwire.corrections.v1", "Correction", 10, "group/record identity", None, "compact", -1, churning=True
 )
+COMPLETENESS = Topic(
+    "podwire.completeness.v1", "Completeness", 11, "node/producer_epoch/report", 1, "delete", 7 * DAY_MS
+)
 
-TOPICS = (RAW, COLLECTOR, PODS, SERVICES, NODES, WATERMARKS, FLOWS, DEADLETTER, CORRECTIONS)
+TOPICS = (
+    RAW,
+    COLLECTOR,
+    PODS,
+    SERVICES,
+    NODES,
+    WATERMARKS,
+    FLOWS,
+    DEADLETTER,
+    COVERAGE,
+    CORRECTIONS,
+    COMPLETENESS,
+)
 METADATA = (PODS, SERVICES, NODES)
 PARTITIONS_DEFAULT = 4
 

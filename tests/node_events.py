@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,7 @@ class SyntheticProbes:
     """Probes that hand over what `feed` got; what the ring has no room for is counted as lost, as the kernel does."""
 
     def __init__(self, ring_bytes: int = 1 << 24) -> None:
+        self.life = uuid.uuid4().hex
         self.events = SyntheticRing(ring_bytes)
         self._waiting: deque[np.ndarray] = deque()
         self.attempted = self.lost = 0

@@ -23,6 +23,7 @@ DOORS = {
         "collector/kafka.py",
         "enricher/kafka.py",
         "schemas/registry.py",
+        "podwire/audit.py",
         "podwire/flows.py",
         "podwire/observe.py",
         "podwire/cli.py",

@@ -90,6 +90,7 @@ def talk(address: str, port: int, count: int, send: int, receive: int, at_once: 
     done = 0
     while done < count:
         open_now = []
+        begin_ns = time.time_ns()
         for _ in range(min(at_once, count - done)):
             connection = socket.socket(family, socket.SOCK_STREAM)
             connection.connect((address, port))
@@ -98,7 +99,7 @@ def talk(address: str, port: int, count: int, send: int, receive: int, at_once: 
             connection.sendall(struct.pack("<II", send, receive) + b"s" * send)
         for connection in open_now:
             receive_exactly(connection, receive)
-            say(connection, sent=8 + send, received=receive)
+            say(connection, sent=8 + send, received=receive, begin_unix_ns=begin_ns)
             connection.close()
         done += len(open_now)
 

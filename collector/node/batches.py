@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from collector.node.columns import Owners, tcp_event_columns, tcp_keys
-from collector.node.encode import Header, encode_events, raw_batch
+from collector.node.encode import Header, empty_batch, encode_events, raw_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -74,6 +74,17 @@ class Batcher:
             self._batch(partition, message, clock)
             for partition, found in enumerate(stretches)
             for message in messages(found, BATCH_BYTES_MAX)
+        ]
+
+    def sequences(self) -> dict[int, int]:
+        """Return the number of the next batch by partition."""
+        return dict(enumerate(self._sequences))
+
+    def empty(self, clock: ClockOffset) -> list[Batch]:
+        """Return a batch without events for each partition."""
+        return [
+            Batch(partition, 0, empty_batch(self._schema_id, self._header(partition, clock)))
+            for partition in range(self._partitions)
         ]
 
     def _encode(

@@ -28,6 +28,7 @@ from collector.node.cgroup_paths import choose_hierarchy
 from collector.node.cgroups import Cgroups, Journal
 from collector.node.layout import Btf, UnknownMemberError, with_offsets
 from collector.node.load_errors import last_useful_line
+from collector.node.pins import life_of
 from collector.node.ring import EventRing, NameRing, require_ordered_loads
 from collector.node.tiers import BTF_FILE, KPROBE_EVENTS
 
@@ -94,6 +95,7 @@ class BccProbes:
         reused: False, for nothing is pinned.
         events: the events ring; release its positions as events are delivered.
         cgroups: who owns what; complete for every event that `read` has returned.
+        life: which ring and counters these are.
     """
 
     tier = "bcc"
@@ -112,6 +114,7 @@ class BccProbes:
         )
         self.cgroups.forget()
         self.events = EventRing(descriptors["events"], options.ring_bytes)
+        self.life = life_of(descriptors["events"])
         self._names = NameRing(descriptors["names"], options.names_ring_bytes)
         self._counters = descriptors["counters"]
         self._programs = {

@@ -34,6 +34,9 @@ RING_RECORD_BYTES = EVENT.itemsize + 8
 SNAPSHOT_SECONDS = 1.0
 STALLED_SECONDS = 60.0
 FINISH_POLL_SECONDS = 0.05
+SETTLE_US = (
+    100_000  # a probe may stand still for a moment between stamping an event and putting it into the ring
+)
 LAST_REPORT_SECONDS = 3.0
 
 log = structlog.get_logger()
@@ -72,6 +75,10 @@ class Probes(Protocol):
     def cgroups(self) -> Cgroups:
         """The owners."""
 
+    @property
+    def life(self) -> str:
+        """Which ring and counters these are; empty when that can't be told."""
+
     def read(self, records_max: int) -> Events:
         """Return the next events, at most `records_max`."""
 
@@ -107,11 +114,15 @@ class NodeCollector:
         self._clock = measure()
         self._report_due_s = self._snapshot_due_s = 0.0
         self._turned_s = time.monotonic()
+        self._marker: dict[int, int] = {}
+        self._sequences: dict[int, int] = {}
+        self._opened_boot_us = self._read_until_boot_us = boot_us()
         self.received = 0
 
     def start_reading(self, batcher: Batcher, reporter: Reporter) -> None:
         """Read the ring from now on; until then events wait in it."""
         self._batcher, self._reporter = batcher, reporter
+        reporter.begin(self._opened_boot_us, measure())
 
     def turn(self, now_s: float) -> float:
         """Do one round of work at monotonic time `now_s`; return the seconds that the next one may wait.
@@ -125,7 +136,7 @@ class NodeCollector:
             self._metrics.update(self._snapshot())
         if self._reporter is not None and self._publisher.is_open and now_s >= self._report_due_s:
             self._report_due_s = now_s + self._pace.report_interval_s
-            self._reporter.send(self.counts(), self._clock, last=False)
+            self._reporter.send(self.counts(), self._read_until_boot_us, last=False)
         elapsed_s, self._turned_s = now_s - self._turned_s, now_s
         ring_records = self._probes.events.size_bytes / RING_RECORD_BYTES
         return next_turn_s(self._pace.flush_interval_s, read, elapsed_s, ring_records)
@@ -138,7 +149,11 @@ class NodeCollector:
         """Read a slice of the ring and submit its batches; return its number of events."""
         if self._batcher is None:
             return 0
+        if not self._marker and not self._publisher.has_earlier():
+            self._mark(self._batcher, now_s)
         self._probes.tend(now_s)
+        began_boot_us = boot_us()
+        end = self._probes.events.producer_position()
         events = self._probes.read(RECORDS_MAX)
         if len(events):
             self.received += len(events)
@@ -147,7 +162,15 @@ class NodeCollector:
             owners = self._probes.cgroups.owners_of(events)
             batches = self._batcher.batches(events, owners, self._clock)
             self._publisher.submit(batches, self._probes.events.read_position, now_s)
+        self._sequences = self._batcher.sequences()
+        if self._probes.events.read_position >= end:
+            self._read_until_boot_us = max(self._read_until_boot_us, began_boot_us - SETTLE_US)
         return len(events)
+
+    def _mark(self, batcher: Batcher, now_s: float) -> None:
+        """Send an empty batch to each partition: all that earlier processes have sent lies before it."""
+        self._marker = batcher.sequences()
+        self._publisher.submit(batcher.empty(self._clock), self._probes.events.read_position, now_s)
 
     def unread_bytes(self) -> int:
         """Return how much of the ring was not read."""
@@ -156,13 +179,21 @@ class NodeCollector:
 
     def counts(self) -> report.Counts:
         """Return what happened so far."""
-        totals = self._publisher.totals
+        totals, ring = self._publisher.totals, self._probes.events
+        before = ring.producer_position() // RING_RECORD_BYTES
+        kernel = self._probes.counters()
         return report.Counts(
-            kernel=self._probes.counters(),
+            kernel=kernel,
             received=self.received,
             published=totals.published,
             spooled=self._spool.waiting_events,
             batches=dict(totals.batches),
+            sequences=self._sequences,
+            marker=self._marker,
+            probes=self._probes.life,
+            unaccounted=report.unaccounted(kernel, before, ring.producer_position() // RING_RECORD_BYTES),
+            unreadable=totals.unreadable,
+            unreadable_files=self._spool.unreadable_files,
         )
 
     def _snapshot(self) -> Snapshot:
@@ -186,6 +217,7 @@ class NodeCollector:
         are neither in Kafka nor on disk: they are lost unless their ring is pinned.
         """
         end = self._probes.events.producer_position()
+        self._read(time.monotonic())
         while self._batcher is not None and self._probes.events.read_position < end:
             before = self._probes.events.read_position
             self.turn(time.monotonic())
@@ -196,7 +228,7 @@ class NodeCollector:
             self._publisher.turn(time.monotonic())
             wait(FINISH_POLL_SECONDS)
         if self._reporter is not None and self._publisher.is_open and self._publisher.idle():
-            self._reporter.send(self.counts(), self._clock, last=True)
+            self._reporter.send(self.counts(), self._read_until_boot_us, last=True)
             until_s = time.monotonic() + LAST_REPORT_SECONDS
             while self._reporter.waiting() and time.monotonic() < until_s:
                 wait(FINISH_POLL_SECONDS)
@@ -215,17 +247,33 @@ class Reporter:
 
     def __init__(self, producer: Producer, origin: Origin, tier: str, schema_id: int) -> None:
         self._producer, self._origin, self._tier, self._schema_id = producer, origin, tier, schema_id
-        self._from_unix_us = origin.producer_epoch
+        self._from_unix_us, self._from_boot_us = origin.producer_epoch, 0
         self._sent = self._answered = 0
+
+    def begin(self, opened_boot_us: int, clock: ClockOffset) -> None:
+        """Let the first report begin when the probes were open."""
+        self._from_boot_us, self._from_unix_us = opened_boot_us, opened_boot_us + clock.offset_us
 
     def waiting(self) -> bool:
         """Return whether Kafka has not answered all reports yet."""
         return self._answered < self._sent
 
-    def send(self, counts: report.Counts, clock: ClockOffset, *, last: bool) -> None:
-        """Queue a report of `counts`; where the queue is full the next report speaks for this one too."""
-        now_us = time.time_ns() // 1000
-        interval = report.Interval(self._sent, self._from_unix_us, now_us, clock.error_us, last)
+    def send(self, counts: report.Counts, read_until_boot_us: int, *, last: bool) -> None:
+        """Queue a report of `counts`, just taken; all events of before `read_until_boot_us` were read or lost.
+
+        Where the queue is full the next report speaks for this one too.
+        """
+        clock = measure()
+        interval = report.Interval(
+            sequence=self._sent,
+            from_unix_us=self._from_unix_us,
+            to_unix_us=read_until_boot_us + clock.offset_us,
+            from_boot_us=self._from_boot_us,
+            to_boot_us=read_until_boot_us,
+            counted_unix_us=boot_us() + clock.offset_us,
+            clock_error_us=clock.error_us,
+            last=last,
+        )
         value = report.encode(self._schema_id, self._origin, self._tier, counts, interval)
         try:
             self._producer.produce(
@@ -239,12 +287,17 @@ class Reporter:
             log.warning("report_skipped", reason="the producer's queue is full")
             return
         self._sent += 1
-        self._from_unix_us = now_us
+        self._from_unix_us, self._from_boot_us = interval.to_unix_us, interval.to_boot_us
 
     def _on_delivery(self, error: Any, _: Any) -> None:
         self._answered += 1
         if error is not None:
             log.warning("report_not_delivered", reason=error.str())
+
+
+def boot_us() -> int:
+    """Return the boot clock, which kernel events carry, in us."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000
 
 
 def next_turn_s(interval_s: float, read: int, elapsed_s: float, ring_records: float) -> float:

@@ -311,3 +311,8 @@ def raw_batch(schema_id: int, header: Header, sizes: Integers, bodies: Iterable[
     return b"".join(
         (codec.prefix(schema_id), header.encode(), count, varints(sizes), b"\0", count, *bodies, b"\0")
     )
+
+
+def empty_batch(schema_id: int, header: Header) -> bytes:
+    """Return the framed RawBatch without events."""
+    return b"".join((codec.prefix(schema_id), header.encode(), b"\0\0"))

@@ -28,6 +28,12 @@ def is_bpffs(folder: Path, mountinfo: str) -> bool:
     return kind == "bpf"
 
 
+def life_of(descriptor: int) -> str:
+    """Return what tells a map, by its descriptor, from all others of this boot, also after the process has ended."""
+    lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text(encoding="ascii").splitlines()
+    return next((line.split()[1] for line in lines if line.startswith("map_id:")), "")
+
+
 class PinFolder:
     """The pin folder of one collector, locked until `close`."""
 

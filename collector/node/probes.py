@@ -21,7 +21,7 @@ from collector.node.abi import EVENT, Counter
 from collector.node.cgroups import Cgroups, Journal
 from collector.node.existing import IteratorPass, SweepPass, Walks
 from collector.node.filters import Filters
-from collector.node.pins import PinFolder
+from collector.node.pins import PinFolder, life_of
 from collector.node.plan import (
     FIND_EXISTING,
     NOTE_SELF,
@@ -100,6 +100,7 @@ class Probes:
         reused: True when an earlier collector's pinned probes were taken over.
         events: the events ring; release its positions as events are delivered.
         cgroups: who owns what; complete for every event that `read` has returned.
+        life: which ring and counters these are; a successor that takes them over has the same.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Probes:
         self.reused = loaded is None
         self.cgroups = cgroups
         self.events = EventRing(descriptors["events"], options.ring_bytes)
+        self.life = life_of(descriptors["events"])
         self._names = NameRing(descriptors["names"], options.names_ring_bytes)
         self._counters = descriptors["counters"]
         self._descriptors = descriptors

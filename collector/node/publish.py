@@ -146,8 +146,9 @@ class Publisher:
         self._refusal: KafkaFatalError | None = None
         self.totals = Totals()
         self.is_open = False
-        for file in spool.leftovers():
-            self._add(_Flush(None, 0, 0.0, file))
+        self._earlier = [_Flush(None, 0, 0.0, file) for file in spool.leftovers()]
+        for flush in self._earlier:
+            self._add(flush)
 
     def _add(self, flush: _Flush) -> None:
         self._unsent.append(flush)
@@ -177,6 +178,11 @@ class Publisher:
     def idle(self) -> bool:
         """Return whether all that was submitted has been acknowledged."""
         return self._unfinished == 0
+
+    def has_earlier(self) -> bool:
+        """Return whether something that earlier processes left in the spool is not acknowledged yet."""
+        self._earlier = [flush for flush in self._earlier if not flush.delivered()]
+        return bool(self._earlier)
 
     def _send(self) -> None:
         self._queue_full = False

@@ -13,14 +13,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from podwire.audit import EXIT_COMPLETE
 from tests.fault import reuse
 from tests.fault.faults import CANARY, FAULTS, Fault
-from tests.fault.rounds import World, play, table
+from tests.fault.rounds import World, play
+from tests.fault.verdicts import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from tests.fault.rounds import Row
+    from tests.fault.verdicts import Row
 
 
 REUSE = "addresses reused"
@@ -50,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
     bad = [row.fault for row in rows if row not in canary and not row.good]
     if canary and canary[0].good:
         bad.append("the canary was not caught")
+    if canary and canary[0].audit == EXIT_COMPLETE:
+        bad.append("the audit called the canary complete")
     sys.stdout.write(f"{'NOT good: ' + '; '.join(bad) if bad else 'all good'}\n")
     return int(bool(bad))
 

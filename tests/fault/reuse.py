@@ -23,7 +23,7 @@ from podwire.flows import FlowReader
 from schemas import catalog
 from schemas.registry import CatalogIds
 from tests import halves
-from tests.fault.rounds import Row
+from tests.fault.verdicts import Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

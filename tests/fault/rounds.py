@@ -16,6 +16,7 @@ from uuid import UUID
 
 from confluent_kafka import KafkaException
 
+from podwire.audit import EXIT_COMPLETE, EXIT_MISSING, ask, in_words
 from podwire.demo.lab import Port
 from podwire.demo.processes import HEALTHY_SECONDS_MAX
 from schemas import catalog
@@ -23,13 +24,15 @@ from schemas.registry import connect
 from tests.fault import clock
 from tests.fault.books import Books, TopicReader, decoded, halves_of
 from tests.fault.brokers import Brokers
+from tests.fault.verdicts import Row
 from tests.pipeline import Pipeline, program, serve
 from tests.registry import Registered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from podwire.audit import Answer
     from podwire.demo.broker import Broker
     from podwire.flows import Flow
 
@@ -221,74 +224,6 @@ def _another(pod: dict[str, Any], number: int) -> dict[str, Any]:
     return pod | {"metadata": metadata, "status": status}
 
 
-@dataclass
-class Row:
-    """The verdict on a fault.
-
-    Attributes:
-        made: connections that the client says it made.
-        flows: distinct flow records of them.
-        repeats: records that came again.
-        lost: halves that the books say were lost.
-        unaccounted: halves that are neither in a flow nor lost by the books.
-        wrong: records that name a pod that was not there.
-        recover_s: from the fault's end until all connections made until then were in flows.
-        complaints: sums that do not hold.
-    """
-
-    fault: str
-    made: int
-    flows: int
-    repeats: int
-    lost: int
-    unaccounted: int
-    wrong: int
-    recover_s: float
-    complaints: list[str]
-
-    @property
-    def good(self) -> bool:
-        """Return whether nothing is missing unsaid and nothing is wrong."""
-        return not (self.unaccounted or self.wrong or self.complaints)
-
-
-HEAD = (
-    "fault",
-    "connections",
-    "flows",
-    "repeats",
-    "lost, accounted",
-    "lost, unaccounted",
-    "wrong pods",
-    "recovered in s",
-)
-
-
-def table(rows: Sequence[Row]) -> str:
-    """Return the rows as a table with the complaints below it."""
-    cells = [HEAD] + [
-        (
-            row.fault,
-            str(row.made),
-            str(row.flows),
-            str(row.repeats),
-            str(row.lost),
-            str(row.unaccounted),
-            str(row.wrong),
-            f"{row.recover_s:.1f}",
-        )
-        for row in rows
-    ]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEAD))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
-        for line in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    lines += [f"{row.fault}: {complaint}" for row in rows for complaint in row.complaints]
-    return "\n".join(lines) + "\n"
-
-
 def play(
     world: World,
     name: str,
@@ -301,6 +236,7 @@ def play(
 
     `loses`: the kernel is to lose some, and count them.
     """
+    begun_ms = time.time_ns() // 1_000_000
     repeats, lost = sum(world.repeats.values()), sum(world.books.lost.values()) if world.books.reports else 0
     traffic = Traffic(world)
     traffic.more(BEFORE)
@@ -318,6 +254,11 @@ def play(
     complaints = world.books.complaints()
     if (lost > 0) != loses:
         complaints.append(f"{lost} halves were lost, where {'some' if loses else 'none'} should be")
+    answer = audit_until(world, begun_ms, EXIT_MISSING if loses else EXIT_COMPLETE, deadline)
+    if (answer.exit_code, sum(finding.events or 0 for finding in answer.findings)) != (
+        (EXIT_MISSING, lost) if loses else (EXIT_COMPLETE, 0)
+    ):
+        complaints.append(f"audit: {in_words(answer)}")
     complaints += world.ended()
     return Row(
         fault=name,
@@ -329,7 +270,24 @@ def play(
         wrong=sum(_is_wrong(flow) for flow in flows),
         recover_s=recovered,
         complaints=complaints,
+        audit=answer.exit_code,
     )
+
+
+def audit_until(world: World, from_ms: int, status: int, deadline: float | None = None) -> Answer:
+    """Return what `podwire audit` answers of the time from then on until now, at the monotonic deadline at the latest.
+
+    Earlier when it has this exit status and nothing of the time is left unknown.
+    """
+    deadline = time.monotonic() + SETTLE_SECONDS_MAX if deadline is None else deadline
+    to_ms = time.time_ns() // 1_000_000
+    while True:
+        answer, unreadable = ask(world.broker.bootstrap, world.ids, from_ms, to_ms, world.nodes, world.name)
+        assert unreadable == 0
+        decided = all(finding.missing for finding in answer.findings)
+        if (answer.exit_code == status and decided) or time.monotonic() >= deadline:
+            return answer
+        time.sleep(0.2)  # the topic is polled
 
 
 def _is_wrong(flow: Flow) -> bool:

@@ -138,10 +138,14 @@ class Bench:
         }
 
     def start(self, name: str = "one", **settings: str) -> subprocess.Popen[bytes]:
-        """Start an enricher process."""
-        environment = os.environ | self.settings(**settings)
+        """Start an enricher process, in a folder of its own."""
+        environment = os.environ | {"PYTHONPATH": str(ROOT)} | self.settings(**settings)
+        folder = self.folder / f"{name}.cwd"
+        folder.mkdir(exist_ok=True)
         with (self.folder / f"{name}.log").open("ab") as log:
-            return subprocess.Popen([sys.executable, "-m", "enricher"], cwd=ROOT, env=environment, stderr=log)
+            return subprocess.Popen(
+                [sys.executable, "-m", "enricher"], cwd=folder, env=environment, stderr=log
+            )
 
     @contextmanager
     def enricher(self, name: str = "one", **settings: str) -> Iterator[subprocess.Popen[bytes]]:
@@ -180,6 +184,14 @@ def test_halves_in_two_messages_become_one_named_flow(bench: Bench) -> None:
     assert (flow["client_container"], flow["server_process"]) == ("main", "shop-api")
     assert (flow["dialed_address"], flow["dialed_port"]) == ("10.96.0.10", 80)
     assert flow["client_address"] == "10.0.0.1"
+
+
+def test_worker_leaves_its_working_directory_empty(bench: Bench) -> None:
+    """A worker keeps nothing on disk, so it needs no folder to write to: not at its start, work or end."""
+    with bench.enricher("tidy"):
+        bench.send(bench.opened(1))
+        bench.read_until(lambda: bool(bench.of(1)))
+    assert list((bench.folder / "tidy.cwd").iterdir()) == []
 
 
 def test_half_without_partner_comes_out_after_the_window_of_a_quiet_partition(bench: Bench) -> None:

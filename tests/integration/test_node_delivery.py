@@ -34,14 +34,23 @@ DEADLINE_S = 60.0
 class Rig:
     """A node collector with everything real but the kernel."""
 
-    def __init__(self, bootstrap: str, folder: Path, node: str = "", *, ring_bytes: int = 1 << 24) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        folder: Path,
+        node: str = "",
+        *,
+        ring_bytes: int = 1 << 24,
+        cluster: str = ORIGIN.cluster,
+        report_interval_s: float = 3600,
+    ) -> None:
         node = node or f"node-{uuid.uuid4().hex[:8]}"  # tests may share a broker that outlives them
-        self.origin = replace(ORIGIN, node=node, producer_epoch=time.time_ns() // 1000)
+        self.origin = replace(ORIGIN, cluster=cluster, node=node, producer_epoch=time.time_ns() // 1000)
         self.probes = SyntheticProbes(ring_bytes)
         self.producer = kafka.producer(bootstrap, node)
         self.spool = Spool(folder / "spool", 1 << 26, "boot", self.origin.producer_epoch, 4)
         self.publisher = Publisher(self.producer, self.probes.events, self.spool, 0.5)
-        pace = Pace(flush_interval_s=0.05, report_interval_s=3600)
+        pace = Pace(flush_interval_s=0.05, report_interval_s=report_interval_s)
         metrics = Metrics("tracepoint", "test")
         self.collector = NodeCollector(self.probes, self.publisher, self.spool, metrics, pace)
         self.collector.start_reading(
@@ -152,10 +161,9 @@ def test_key_partition_is_kafkas_partition(bootstrap: str, tmp_path: Path) -> No
             if rig.origin.node.encode() in message.value()[:100]:
                 batch = codec.decode("RawBatch", message.value())
                 assert batch["partition"] == partition
-                assert {int.from_bytes(event["tcp_key"], "little") % 4 for event in batch["events"]} == {
-                    partition
-                }
-                found += 1
+                keys = [int.from_bytes(event["tcp_key"], "little") for event in batch["events"]]
+                assert {key % 4 for key in keys} <= {partition}
+                found += bool(keys)  # the first batch of a process is an empty marker
     consumer.close()
     assert found == 4
 

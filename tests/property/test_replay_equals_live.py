@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enricher import corrections, metadata
-from enricher.engine import Engine, Limits, RawMessage
+from enricher.engine import COVERAGE_INTERVAL_MS, Engine, Limits, RawMessage
 from enricher.flow import FlowBuilder, Moment
 from enricher.history import History
 from enricher.metadata import Change
@@ -134,9 +134,10 @@ class FakeProducer:
             self.changelog.pop(key, None)
         elif topic == catalog.CORRECTIONS.name:
             self.changelog[key] = value or b""
-        else:
-            assert topic == catalog.FLOWS.name
+        elif topic == catalog.FLOWS.name:
             self.values.append(value or b"")
+        else:
+            assert topic == catalog.COVERAGE.name
 
     def forget(self) -> None:
         """Report no more of what was sent so far: whoever sent it is dead."""
@@ -186,7 +187,8 @@ class Live:
         if self.committed:
             since_ms = self.messages[self.committed - 1][0] - self.engine.warm_up_ms
             before = [message for message in self.messages[: self.committed] if message[0] >= since_ms]
-            self.engine.warm(self.partition, [(START_MS + at, halves.batch(events)) for at, events in before])
+            batches = [(START_MS + at, halves.batch(events)) for at, events in before]
+            self.engine.warm(self.partition, batches, acknowledged=True)
         found, unreadable = self.engine.corrections.unpack(self.producer.changelog)
         assert unreadable == 0
         self.engine.corrections.restore(self.partition, found, self.now_ms)
@@ -207,8 +209,8 @@ class Live:
     def learn(self, changes: list[Change]) -> None:
         """Take metadata, and let the engine send and acknowledge."""
         self.known += changes
-        for _ in range(2):
-            self.now_ms += corrections.ROUND_INTERVAL_MS
+        for _ in range(3):  # flows, then what they cover, then the acknowledgement
+            self.now_ms += max(corrections.ROUND_INTERVAL_MS, COVERAGE_INTERVAL_MS)
             self.engine.tick(changes, self.now_ms)
             changes = []
 

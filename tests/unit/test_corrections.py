@@ -55,7 +55,7 @@ def test_identity_that_arrives_in_time_is_followed_by_a_corrected_record() -> No
 
 
 def test_flow_is_sent_only_after_its_changelog_entry_was_delivered() -> None:
-    """Until the entry is in Kafka nobody sees the flow, and the message is acknowledged after both."""
+    """Until the entry is in Kafka nobody sees the flow; after both comes Coverage, then the acknowledgement."""
     life = Life(Log())
     life.take(*halves.opened(halves.key(1)))
     life.later(WAIT_MS)
@@ -66,6 +66,10 @@ def test_flow_is_sent_only_after_its_changelog_entry_was_delivered() -> None:
     assert [sent.topic for sent in life.on_the_way] == [FLOWS.name]
     assert life.log.committed == 0
     life.deliver(FLOWS)
+    life.later()
+    assert [sent.topic for sent in life.on_the_way] == [catalog.COVERAGE.name]
+    assert life.log.committed == 0
+    life.deliver(catalog.COVERAGE)
     life.later()
     assert life.log.committed == 1
 
@@ -263,7 +267,7 @@ def test_successor_without_room_gives_up_what_does_not_fit() -> None:
 def test_switched_off_corrections_write_nothing() -> None:
     """With 0 ms a record goes out unresolved at once, and no entry is written."""
     life = unsettled(correction_ms=0)
-    assert [sent.topic for sent in life.log.delivered] == [FLOWS.name]
+    assert [sent.topic for sent in life.log.delivered] == [FLOWS.name, catalog.COVERAGE.name]
     assert life.engine.counts.corrections == {}
 
 
@@ -295,6 +299,7 @@ def test_revoked_partition_corrects_nothing_more() -> None:
 def test_neither_wait_holds_up_other_partitions() -> None:
     """While records of partition 0 wait for metadata, then for a correction, partition 1 is sent and acknowledged."""
     life = Life(Log())
+    life.engine.closing = True  # Coverage is told without delay
     other = life.engine.assign(1, 0)
     life.publish(node())
     acked: list[int] = []
@@ -307,8 +312,9 @@ def test_neither_wait_holds_up_other_partitions() -> None:
         body = halves.batch(events, partition=1)
         message = RawMessage(number, NOW_MS, None, body)
         life.engine.take(other, message, lambda: acked.append(number), life.now_ms)
-        assert life.deliver(FLOWS)
-        life.later()
+        for topic in (FLOWS, catalog.COVERAGE):
+            assert life.deliver(topic)
+            life.later()
 
     life.take(*halves.opened(halves.key(1)))
     take_other(0)

@@ -24,9 +24,15 @@ NOW_MS = halves.NOW_US // 1000
 
 
 class FakeProducer:
-    """Keeps what it is given; `deliver` reports deliveries in any order, `full` refuses that many times."""
+    """Keeps what it is given; `deliver` reports deliveries in any order, `full` refuses that many times.
+
+    Coverage is kept apart, and delivered at once unless `holds_coverage`.
+    """
 
     def __init__(self) -> None:
+        self.coverage: list[dict[str, Any]] = []
+        self.holds_coverage = False
+        self.held: list[Any] = []
         self.sent: list[tuple[str, bytes, bytes, Any]] = []
         self.timestamps: list[int] = []
         self.full = 0
@@ -38,6 +44,13 @@ class FakeProducer:
         if self.full:
             self.full -= 1
             raise BufferError
+        if topic == catalog.COVERAGE.name:
+            self.coverage.append(codec.decode("Coverage", value))
+            if self.holds_coverage:
+                self.held.append(on_delivery)
+            else:
+                on_delivery(None, None)
+            return
         self.sent.append((topic, value, key, on_delivery))
         self.timestamps.append(timestamp)
 
@@ -69,6 +82,7 @@ class Rig:
         self.engine = Engine(
             Limits(WINDOW_MS, 500, 1000, 3), CatalogIds(), history, builder, Output(self.producer)
         )
+        self.engine.closing = True  # Coverage is told without delay
         self.partition = self.engine.assign(0, 0)
         self.acked: list[int] = []
         self.offset = 0
