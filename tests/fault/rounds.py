@@ -16,6 +16,7 @@ from uuid import UUID
 
 from confluent_kafka import KafkaException
 
+from collector.errors import KafkaFatalError
 from podwire.audit import EXIT_COMPLETE, EXIT_MISSING, ask, in_words
 from podwire.demo.lab import Port
 from podwire.demo.processes import HEALTHY_SECONDS_MAX
@@ -94,7 +95,13 @@ class World(Pipeline):
         return [flow for flow in self.flows.values() if flow["flow_id"] in ids]
 
     def ended(self) -> list[str]:
-        """Return which services have ended although no fault wants them to, with their last words."""
+        """Return which services have ended although no fault wants them to, with their last words.
+
+        A watcher whose transaction the broker gave up while away ends and begins anew, as an orchestrator has it.
+        """
+        watcher = self.services.processes["cluster"]
+        if watcher.pid is None and watcher.exit_code == KafkaFatalError.exit_code:
+            restart(self, "cluster")
         return [
             f"{name} ended with status {process.exit_code}: {process.last_words()}"
             for name, process in self.services.processes.items()
