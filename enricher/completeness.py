@@ -143,12 +143,15 @@ class Completeness:
         elif process_of(record) == process_of(node.last):
             self._next(node, record, place)
         elif (
-            record["boot_id"] != node.last["boot_id"]
-            or record["producer_epoch"] > node.last["producer_epoch"]
+            record["boot_id"] == node.last["boot_id"]
+            and record["producer_epoch"] < node.last["producer_epoch"]
         ):
+            return  # of a process that has a successor already
+        elif record["to_boot_us"] > record["from_boot_us"]:
             self._successor(node, batches, record, place)
         else:
-            return  # of a process that has a successor already
+            node.arrived_ms = at_ms
+            return  # it has not read what it took over yet, and leaves all to its next one
         node.arrived_ms, node.ended, node.spooled = at_ms, record["last"], record["spooled"]
         node.lost_files = lost_files(record)
         if node.step is not None:

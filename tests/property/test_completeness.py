@@ -416,9 +416,14 @@ READ_AHEAD = [
 """An event that was read ahead is skipped: its batch is the first interval's, its time the second's."""
 
 
+UNREAD = [("run", (0, 1)), ("event", (0, 1)), ("kill", (0, 2)), ("report", (0, 1)), ("kill", (0, 1))]
+"""A process that takes over the ring reports before it has read it, and is killed with the ring."""
+
+
 @example(UNREPORTED)
 @example(REPORTED)
 @example(READ_AHEAD)
+@example(UNREAD)
 @example([("run", (0, 1)), ("run", (0, 1)), ("event", (0, 1)), ("stop", (0, 2)), ("skip", (1, 1))])
 @given(st.lists(st.tuples(st.sampled_from(OPS), STEPS), max_size=40))
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
