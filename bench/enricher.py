@@ -157,7 +157,8 @@ class Lab:
         deadline = time.monotonic() + SECONDS_MAX
         while not condition():
             assert time.monotonic() < deadline, "the enricher did not get there"
-            time.sleep(0.05)  # Kafka tells nobody that a topic has grown to a size
+            # What is awaited is a gauge or a topic's size, of which nobody is told; more looks would cost the enricher.
+            time.sleep(0.05)
 
     def flows(self) -> int:
         """Return how many flows the topic holds."""

@@ -51,8 +51,6 @@ static __always_inline void fill_isn(struct podwire_event *entry, const struct t
 	}
 }
 
-#define COPIES_APART_NS 10000000ULL /* an interrupt, or an emulated CPU, may come between */
-
 static __always_inline __u64 cookie_of(struct sock *sk)
 {
 	if (options.socket_cookie_helper)
@@ -144,6 +142,8 @@ static __always_inline void dial_fails(const struct sock *sk)
 	if (sk->sk_socket->state == SS_UNCONNECTED)
 		bpf_map_update_elem(&dials, &task, &told, BPF_ANY);
 }
+
+#define COPIES_APART_NS 10000000ULL /* an interrupt, or an emulated CPU, may come between */
 
 /* Where cookie_of has no cookie to go by, two attempts are told apart by time: copies run one right after the other. */
 static __always_inline int same_attempt(const struct podwire_event *one, const struct podwire_event *other)
@@ -348,15 +348,8 @@ static __always_inline void closed(const struct sock *sk, const struct tcp_sock 
 	 1 << TCP_CLOSING | 1 << TCP_CLOSE)
 
 /*
- * Runs several times per transition, once in each copy of the program, and does its work once: the CPU notes its last
- * change, and every stage sees in the socket's entry what has been done. A socket's transitions follow each other under
- * its lock. The note alone would not do, since an interrupt between two copies leaves another; the entry alone would, but
- * looking there costs more than all else that a copy does.
- *
- * Why copies: the kernel skips a program that already runs on the same CPU (since 5.13; kernel/trace/bpf_trace.c,
- * __bpf_trace_run). One copy alone would miss what an interrupt brings while it runs for a process: measured, up to 64
- * transitions in a row. Two copies suffice where programs can't be preempted, since softirqs do not nest. From 6.18
- * on they may be (tracepoints no longer disable preemption), and several tasks of one CPU be inside: more copies.
+ * The CPU notes its last change. The note alone would not do for `transition`, since an interrupt between two copies
+ * leaves another; the socket's entry alone would, but looking there costs more than all else that a copy does.
  */
 static __always_inline int seen_by_another_copy(struct sock *sk, int old_state, int new_state, int first)
 {
@@ -378,6 +371,15 @@ static __always_inline int seen_by_another_copy(struct sock *sk, int old_state, 
 	return 0;
 }
 
+/*
+ * Runs several times per transition, once in each copy of the program, and does its work once: the CPU's note, else
+ * the socket's entry, tells what has been done. A socket's transitions follow each other under its lock.
+ *
+ * Why copies: the kernel skips a program that already runs on the same CPU (since 5.13; kernel/trace/bpf_trace.c,
+ * __bpf_trace_run). One copy alone would miss what an interrupt brings while it runs for a process: measured, up to 64
+ * transitions in a row. Two copies suffice where programs can't be preempted, since softirqs do not nest. From 6.18
+ * on they may be (tracepoints no longer disable preemption), and several tasks of one CPU be inside: more copies.
+ */
 static __always_inline void transition(struct sock *sk, int old_state, int new_state, int first)
 {
 	int owned = sk->sk_lock.owned;

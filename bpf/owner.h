@@ -89,7 +89,7 @@ static __always_inline struct cgroup *current_cgroup(struct task_struct *task)
 	return BPF_CORE_READ(state, cgroup);
 }
 
-/* The same of the process's own cgroup; on pure v2 the kernel says its id at once, and the way to its name is rarely gone. */
+/* The same of the process's own cgroup. On pure v2 the kernel says its id at once; only a first sight walks there. */
 static __always_inline __u64 name_current_cgroup(void)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();

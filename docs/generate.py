@@ -68,6 +68,7 @@ def exit_codes(module: ModuleType) -> str:
         found |= {(demo_errors.EXIT_INTERRUPTED, "Interrupted before everything ran.")}
     if module is replay_errors:
         found |= {(replay_errors.EXIT_INTERRUPTED, "Interrupted; what was written is incomplete.")}
+        found |= {(status, "A process of the enricher ended so; see there.") for status in (20, 22, 31)}
     return table(("status", "cause"), ((str(code), text) for code, text in sorted(found)))
 
 

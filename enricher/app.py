@@ -225,7 +225,7 @@ class Worker:
                 log.warning("warm_up_failed", partition=number, error=str(error))
                 await asyncio.sleep(WARM_UP_RETRY_SECONDS)
             except RegistryAwayError:
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(RETRY_SECONDS)  # the registry tells nobody that it is back
             else:
                 return
 

@@ -8,7 +8,6 @@ in. Called by `joiner`.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +67,7 @@ class Node:
 
 
 class Completeness:
-    """The join, for one cluster.
-
-    Attributes:
-        outcomes: records made so far, by outcome.
-    """
+    """The join, for one cluster."""
 
     def __init__(self, cluster: str, undecided_max: int = UNDECIDED_MAX) -> None:
         self._cluster = cluster
@@ -81,7 +76,6 @@ class Completeness:
         self._covered: dict[str, dict[tuple[str, int], Covered]] = {}
         self._expected = Expected(cluster)
         self._out: list[dict[str, Any]] = []
-        self.outcomes: Counter[str] = Counter()
 
     @property
     def undecided(self) -> int:
@@ -264,8 +258,6 @@ class Completeness:
             if not processes:
                 del self._covered[name]
         out, self._out = sorted(self._out, key=lambda record: record["from_unix_us"]), []
-        for record in out:
-            self.outcomes[record["outcome"]] += 1
         return out
 
     def _judge_all(self, node: Node, now_ms: int, late_until_ms: int) -> None:

@@ -17,7 +17,7 @@ from enricher.coverage import Unsettled
 from enricher.flow import Moment
 from enricher.metrics import Counts
 from enricher.output import Entry
-from enricher.pair import PairCounts, Pairing
+from enricher.pair import PairCounts, Pairing, warm_up_ms
 from schemas import catalog, codec
 
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from enricher.pair import Pair
     from schemas.registry import SchemaIds
 
-WARM_UP_WINDOWS = 2
-"""A half within the last window may have met its partner up to one window earlier."""
-WARM_UP_MARGIN_MS = 1000
 DEAD_LETTER_BYTES_MAX = 900_000
 """The broker refuses messages above 1 MB, and a refused dead letter would stop the worker for ever."""
 COVERAGE_INTERVAL_MS = 1000
@@ -159,7 +156,7 @@ class Engine:
     @property
     def warm_up_ms(self) -> int:
         """How far before the last acknowledged message a partition must be re-read, in ms of append time."""
-        return WARM_UP_WINDOWS * self._limits.window_ms + WARM_UP_MARGIN_MS
+        return warm_up_ms(self._limits.window_ms)
 
     def assign(self, number: int, position: int | None) -> Partition:
         """Begin with a partition anew; whatever was held for it before is dropped."""

@@ -59,6 +59,7 @@ class Joiner:
         outcomes: Counter[str],
     ) -> None:
         self._bootstrap, self._group, self._cluster = bootstrap, group, cluster
+        # The registry tells nobody that it is back.
         self._ids = PatientIds(ids, lambda _: time.sleep(RETRY_SECONDS))
         self._own_ids = {topic.name: ids.id_of(topic) for topic in TOPICS}
         self._value_id = ids.id_of(catalog.COMPLETENESS)
@@ -74,7 +75,9 @@ class Joiner:
                 while True:
                     if mine():
                         self._join(mine)
-                    time.sleep(REST_SECONDS)
+                    time.sleep(
+                        REST_SECONDS
+                    )  # partitions change hands in Faust's thread, which tells no other
             except Exception as error:  # noqa: BLE001 (the thread's outermost loop)
                 fail(error)
 
@@ -98,7 +101,7 @@ class Joiner:
                 reader.begin(*TOPICS, wall_ms() - HOLD_MS, COVERAGE_MARGIN_MS)
             except KafkaException as error:
                 log.warning("completeness_waits", reason=str(error))
-                time.sleep(RETRY_SECONDS)
+                time.sleep(RETRY_SECONDS)  # Kafka tells nobody that it is back
             else:
                 return
 

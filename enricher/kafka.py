@@ -354,37 +354,39 @@ class PartitionReader:
 
     def read(self, partition: int, first: int, end: int) -> Generator[RawRecord | None, None, None]:
         """Yield the messages from offset `first` to `end` (exclusive); None whenever none came for a moment."""
-        with self._lock:
-            self._consumer.assign([TopicPartition(self._topic, partition, first)])
-            try:
-                while first < end:
-                    came = False
-                    for message in self._consumer.consume(BATCH_MESSAGES, POLL_SECONDS):
-                        if message.error() is None and message.offset() < end:
-                            first, came = message.offset() + 1, True
-                            yield RawRecord(message.offset(), message.timestamp()[1], message.value())
-                    if not came:
-                        yield None
-            finally:
-                self._consumer.unassign()
+        with contextlib.closing(self._consumed(partition, first)) as batches:
+            while first < end:
+                came = False
+                for message in next(batches):
+                    if message.error() is None and message.offset() < end:
+                        first, came = message.offset() + 1, True
+                        yield RawRecord(message.offset(), message.timestamp()[1], message.value())
+                if not came:
+                    yield None
 
     def _read(
         self, partition: int, first: int, end: int, given_up: Callable[[], bool]
     ) -> Generator[Message, None, None]:
+        with contextlib.closing(self._consumed(partition, first)) as batches:
+            while not given_up():
+                for message in next(batches):
+                    if message.error() is not None:
+                        if is_end(message) or message.error().fatal():
+                            return
+                        continue
+                    if message.offset() >= end:
+                        return
+                    yield message
+                    if message.offset() == end - 1:
+                        return
+
+    def _consumed(self, partition: int, first: int) -> Generator[list[Message], None, None]:
+        """Yield for ever what comes from offset `first` on, errors among it; nothing where none came for a moment."""
         with self._lock:
             self._consumer.assign([TopicPartition(self._topic, partition, first)])
             try:
-                while not given_up():
-                    for message in self._consumer.consume(BATCH_MESSAGES, POLL_SECONDS):
-                        if message.error() is not None:
-                            if is_end(message) or message.error().fatal():
-                                return
-                            continue
-                        if message.offset() >= end:
-                            return
-                        yield message
-                        if message.offset() == end - 1:
-                            return
+                while True:
+                    yield self._consumer.consume(BATCH_MESSAGES, POLL_SECONDS)
             finally:
                 self._consumer.unassign()
 

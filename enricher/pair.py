@@ -36,6 +36,15 @@ _KIND = {CONNECT: b"o", ACCEPT: b"o", CLOSE: b"c", EXISTING: b"e"}
 
 
 COLLIDED = ()
+"""In the place of the sockets of a pair: whose halves these are can't be told any more."""
+WARM_UP_WINDOWS = 2
+"""A half within the last window may have met its partner up to one window earlier."""
+WARM_UP_MARGIN_MS = 1000
+
+
+def warm_up_ms(window_ms: int) -> int:
+    """Return how long before a point its waiting halves are known from, in ms of append time."""
+    return WARM_UP_WINDOWS * window_ms + WARM_UP_MARGIN_MS
 
 
 class Pair(NamedTuple):

@@ -177,11 +177,6 @@ class _BadBatchError(ValueError):
     """The batch contradicts itself; args are reason and detail."""
 
 
-def is_foreign(halves: list[Half], cluster: str) -> bool:
-    """Return whether a batch is another cluster's, whose enricher shares the topic: its pods are not ours."""
-    return bool(halves) and halves[0].header.cluster != cluster
-
-
 def cut(value: bytes | None, partition: int, ids: SchemaIds, schema_id: int) -> list[Half] | Rejected:
     """Return the halves of one message of the raw topic, or why it was rejected.
 

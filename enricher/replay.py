@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from enricher import raw
-from enricher.pair import PairCounts, Pairing
+from enricher.pair import PairCounts, Pairing, warm_up_ms
 from schemas import catalog
 
 if TYPE_CHECKING:
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
     from enricher.flow import Flow, FlowBuilder, Moment
     from schemas.registry import SchemaIds
-
-WARM_UP_WINDOWS = 2
-WARM_UP_MARGIN_MS = 1000
-"""As in `engine`: from here on the halves that wait are those that waited the first time."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +49,8 @@ class Span:
 
     @property
     def first_ms(self) -> int:
-        """Append time from which messages are read."""
-        return self.warm_ms - WARM_UP_WINDOWS * self.window_ms - WARM_UP_MARGIN_MS
+        """Append time from which messages are read, so that the halves that wait are those of the first time."""
+        return self.warm_ms - warm_up_ms(self.window_ms)
 
     @property
     def last_ms(self) -> int:
@@ -116,10 +112,11 @@ class PartitionReplay:
         """Yield the span's flows that one message lets out; messages come in the order of their offsets."""
         halves = raw.cut(value, self._partition, self._ids, self._raw_id)
         self._counts.messages += 1
-        if isinstance(halves, raw.Rejected):
-            self._counts.unreadable += 1
+        header = raw.header_of(value, halves, self._ids, self._raw_id)
+        if header is not None and header.cluster != self._builder.cluster:
             halves = []
-        elif raw.is_foreign(halves, self._builder.cluster):
+        elif isinstance(halves, raw.Rejected):
+            self._counts.unreadable += 1
             halves = []
         self._counts.halves += len(halves)
         yield from self._flows(append_ms, halves, moment)

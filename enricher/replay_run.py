@@ -77,7 +77,7 @@ class Patience:
     def wait(self, what: str) -> None:
         """Wait a moment before the caller asks again, as `check` allows."""
         self.check(what)
-        time.sleep(RETRY_SECONDS)
+        time.sleep(RETRY_SECONDS)  # Kafka and registry tell nobody that they are back
 
 
 def run(arguments: list[str]) -> int:
@@ -156,14 +156,14 @@ class Share:
         reader = metadata.MetadataReader(self._settings.bootstrap, self._ids, self._settings.cluster)
         reader.start()
         try:
-            while not reader.ready.is_set():
+            while not reader.ready.wait(RETRY_SECONDS):
                 if self._take(reader):
                     self._patience.reset()
-                self._patience.wait("metadata to its end")
+                self._patience.check("metadata to its end")
             self._take(reader)
             deadline = time.monotonic() + self._settings.metadata_wait_ms / 1000
             while not self._knows_the_span() and time.monotonic() < deadline:
-                time.sleep(RETRY_SECONDS)
+                time.sleep(RETRY_SECONDS)  # changes come into a queue that is emptied, not awaited
                 self._take(reader)
         finally:
             reader.stop()

@@ -125,11 +125,12 @@ class Resolver:
         node = half.header.node
         if identity != NO_POD:
             return self._by_identity(identity, data[CONTAINER_ID], node, half.event_unix_us)
+        as_of_us = half.as_of_us
         if data[OWNER_AT] in _OWNERS_KNOWN:
             # A process that entered a pod's network from outside, as with nsenter, talks from the pod's address.
-            owners = self._history.owners(data[LOCAL], half.as_of_us)
-            return self._among(owners, half.as_of_us) if owners else resolution("NODE", node=node)
-        found = self.at(data[LOCAL], half.as_of_us)
+            owners = self._history.owners(data[LOCAL], as_of_us)
+            return self._among(owners, as_of_us) if owners else resolution("NODE", node=node)
+        found = self.at(data[LOCAL], as_of_us)
         if found.kind in {"EXTERNAL", "UNRESOLVED"}:
             reason = found.reason or "NO_OWNER_AT_TIME"
             return resolution(

@@ -20,10 +20,11 @@ Record = dict[str, Any]
 
 def key_of(record: Record) -> str:
     """Return the message key of a Completeness record: records with the same key speak of the same thing."""
+    node = f"{record['cluster']}/{record['node']}"
     if record["outcome"] == "SILENT":
-        return f"{record['node']}/silent"
+        return f"{node}/silent"
     sequence = "between" if record["report_sequence"] is None else record["report_sequence"]
-    return f"{record['node']}/{record['boot_id']}/{record['producer_epoch']}/{sequence}"
+    return f"{node}/{record['boot_id']}/{record['producer_epoch']}/{sequence}"
 
 
 def of_interval(

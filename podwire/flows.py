@@ -1,7 +1,7 @@
 """Reads `podwire.flows.v1`, or another topic, as dicts: a span, the last N, or for ever.
 
 The command's only reader of Kafka messages. Never commits offsets and belongs to no consumer group that
-matters. Called by `observe` and the demo.
+matters. Called by `observe`, `audit`, `replay.output` and the demo.
 """
 
 from __future__ import annotations

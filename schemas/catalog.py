@@ -73,7 +73,13 @@ CORRECTIONS = Topic(
     "podwire.corrections.v1", "Correction", 10, "group/record identity", None, "compact", -1, churning=True
 )
 COMPLETENESS = Topic(
-    "podwire.completeness.v1", "Completeness", 11, "node/producer_epoch/report", 1, "delete", 7 * DAY_MS
+    "podwire.completeness.v1",
+    "Completeness",
+    11,
+    "cluster/node/boot_id/producer_epoch/report",
+    1,
+    "delete",
+    7 * DAY_MS,
 )
 
 TOPICS = (

@@ -109,9 +109,8 @@ class RegistryIds:
                 raise UnknownSchemaError(f"{error}") from error
             # Overload, a proxy's page, a refused login: no word about the schema.
             raise RegistryAwayError(f"{self._name} (HTTP status {error.http_status_code})") from error
-        except (
-            Exception
-        ) as error:  # the client's HTTP library, which differs between its versions, has no common base
+        # The client's HTTP library, which differs between its versions, has no common base of errors.
+        except Exception as error:
             raise RegistryAwayError(self._name) from error
 
 

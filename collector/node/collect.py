@@ -34,9 +34,8 @@ RING_RECORD_BYTES = EVENT.itemsize + 8
 SNAPSHOT_SECONDS = 1.0
 STALLED_SECONDS = 60.0
 FINISH_POLL_SECONDS = 0.05
-SETTLE_US = (
-    100_000  # a probe may stand still for a moment between stamping an event and putting it into the ring
-)
+SETTLE_US = 100_000
+"""A probe may stand still for a moment between stamping an event and putting it into the ring."""
 LAST_REPORT_SECONDS = 3.0
 
 log = structlog.get_logger()

@@ -294,7 +294,7 @@ def audit_until(world: World, from_ms: int, status: int, deadline: float | None 
         decided = all(finding.missing for finding in answer.findings)
         if (answer.exit_code == status and decided) or time.monotonic() >= deadline:
             return answer
-        time.sleep(0.2)  # the topic is polled
+        time.sleep(0.2)  # a worker tells nobody when it has written what the answer waits for
 
 
 def _is_wrong(flow: Flow) -> bool:

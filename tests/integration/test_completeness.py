@@ -21,6 +21,7 @@ from tests.integration.test_enricher_worker import Bench
 from tests.integration.test_node_delivery import Rig
 from tests.integration.test_node_process import Collector, connect, needs_kernel, wire
 from tests.node_events import events
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["wire"]  # a fixture
 
-DEADLINE_S = 60.0
 REPORT_S = 0.3
 pytestmark = pytest.mark.timeout(240)
 
@@ -83,16 +83,18 @@ class Audited(Bench):
     ) -> dict[str, Any]:
         """Return the answer once it has this exit status, and this number of events where one is given.
 
-        `between` two attempts the collector goes on.
+        Before each attempt `between` lets the collector go on.
         """
-        deadline = time.monotonic() + DEADLINE_S
-        while True:
-            found, answer = self.audit(start_s, end_s, node)
-            if found == status and events in {None, answer["events"]}:
-                return answer
-            assert time.monotonic() < deadline, f"{found}: {answer}\n{self.logs()}"
+        found: tuple[int, dict[str, Any]] = (-1, {})
+
+        def answered() -> bool:
+            nonlocal found
             between()
-            time.sleep(0.2)  # the topic is polled
+            found = self.audit(start_s, end_s, node)
+            return found[0] == status and events in {None, found[1]["events"]}
+
+        until(answered, f"status {status}", said=lambda: f"{found}\n{self.logs()}")
+        return found[1]
 
 
 @pytest.fixture
@@ -105,8 +107,8 @@ def audited(broker: RunningBroker, tmp_path: Path, capsys: pytest.CaptureFixture
 
 def turn(rig: Rig, seconds: float = 0.5) -> None:
     """Let a collector go on for a while."""
-    until = time.monotonic() + seconds
-    rig.turn_until(lambda: time.monotonic() > until)
+    over = time.monotonic() + seconds
+    rig.turn_until(lambda: time.monotonic() > over)
 
 
 def feed(rig: Rig, first: int, count: int) -> None:
@@ -209,14 +211,13 @@ def test_pending_times_are_not_proven_and_silence_is_told(audited: Audited) -> N
     worker = audited.work()
     try:
         audited.await_audit(EXIT_COMPLETE, start + 0.3, start + 1.0, node)
-        deadline = time.monotonic() + DEADLINE_S
-        while True:
+
+        def silent() -> bool:
             status, answer = audited.audit(start + 0.3, time.time(), node)
             assert status == EXIT_UNKNOWN
-            if answer["findings"][-1]["reason"] == "SILENT":
-                break
-            assert time.monotonic() < deadline, answer
-            time.sleep(0.5)  # the topic is polled
+            return bool(answer["findings"][-1]["reason"] == "SILENT")
+
+        until(silent, "the node is silent")
     finally:
         worker.kill()
         worker.wait()
@@ -272,9 +273,9 @@ def test_killed_collector_is_a_gap_unless_its_probes_were_pinned(
         end = time.time()
         if pinned:
             audited.await_audit(EXIT_COMPLETE, start, end, node)
-            whole = audited.audit(start - 60, end, node)[
-                1
-            ]  # what was read ahead counts in the interval before
+            _, whole = audited.audit(
+                start - 60, end, node
+            )  # what was read ahead counts in the interval before
             assert whole["events"] == 60 * 4
         else:
             answer = audited.await_audit(EXIT_MISSING, start + 0.3, end, node)

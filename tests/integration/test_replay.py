@@ -94,14 +94,17 @@ class Past:
         at = time.gmtime((self.base_us + int(second * SECOND_US)) // SECOND_US)
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", at)
 
+    def command(self, first: float, end: float) -> list[str]:
+        """Return the command line for these seconds; the events came to Kafka hours later."""
+        times = ["--from", self.iso(first), "--to", self.iso(end), "--late", "1d"]
+        return ["replay", *times, "--cluster", halves.CLUSTER, "--bootstrap", self.bench.bootstrap]
+
     def replay(self, first: float, end: float, workers: int = 3) -> list[dict[str, Any]]:
         """Replay these seconds and return the records; no topic of the live system may have changed."""
         before = ends(self.bench.bootstrap)
         name = f"test-{uuid.uuid4()}"
-        arguments = ["--from", self.iso(first), "--to", self.iso(end), "--name", name, "--late", "1d"]
-        arguments += ["--bootstrap", self.bench.bootstrap, "--cluster", halves.CLUSTER]
-        arguments += ["--window-ms", str(WINDOW_MS), "--workers", str(workers)]
-        assert main(["replay", *arguments]) == 0
+        more = ["--name", name, "--window-ms", str(WINDOW_MS), "--workers", str(workers)]
+        assert main([*self.command(first, end), *more]) == 0
         assert ends(self.bench.bootstrap) == before
         return records(self.bench.bootstrap, f"podwire.flows.replay.{name}.v1")
 
@@ -245,18 +248,7 @@ def test_half_whose_window_is_open_is_left_out_and_counted(
     past.publish_metadata()
     bench.send([past.opened(1, 0, 5)[0]])
     bench.producer.flush(10)
-    span = [
-        "replay",
-        "--from",
-        past.iso(0),
-        "--to",
-        past.iso(10),
-        "--late",
-        "1d",
-        "--cluster",
-        halves.CLUSTER,
-    ]
-    span += ["--bootstrap", bench.bootstrap, "--name", f"test-{uuid.uuid4()}", "--window-ms"]
+    span = [*past.command(0, 10), "--name", f"test-{uuid.uuid4()}", "--window-ms"]
     assert main([*span, "600000"]) == 50
     assert "1 halves left out" in capsys.readouterr().err
     deadline = time.monotonic() + DEADLINE_SECONDS
@@ -274,18 +266,7 @@ def test_topic_that_holds_records_is_refused_unless_told(
     past.publish_metadata()
     bench.send(past.opened(1, 0, 5))
     bench.producer.flush(10)
-    command = [
-        "replay",
-        "--from",
-        past.iso(0),
-        "--to",
-        past.iso(10),
-        "--late",
-        "1d",
-        "--cluster",
-        halves.CLUSTER,
-    ]
-    command += ["--bootstrap", bench.bootstrap]
+    command = past.command(0, 10)
     assert main(command) == 0
     topic = next(word for word in capsys.readouterr().out.split() if word.startswith("podwire.flows.replay."))
     assert main(command) == 51
@@ -347,16 +328,8 @@ def test_span_that_retention_has_reached_is_refused_with_the_time_since_when_it_
         admin = AdminClient({"bootstrap.servers": broker.bootstrap})
         (deleted,) = admin.delete_records([TopicPartition(catalog.RAW.name, 1, 1)]).values()
         deleted.result(30)
-        command = [
-            "replay",
-            "--bootstrap",
-            broker.bootstrap,
-            "--cluster",
-            halves.CLUSTER,
-            "--metadata-wait-ms",
-            "0",
-        ]
-        command += ["--early", "0s", "--window-ms", "100"]
+        command = ["replay", "--bootstrap", broker.bootstrap, "--cluster", halves.CLUSTER]
+        command += ["--metadata-wait-ms", "0", "--early", "0s", "--window-ms", "100"]
         assert main([*command, "--from", "1h", "--to", "1s", "--name", "old"]) == 33
         since = re.search(r"reaches back far enough for a span from (\S+) only", capsys.readouterr().err)
         assert since is not None

@@ -5,8 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enricher.engine import WARM_UP_WINDOWS
-from enricher.pair import Pair, PairCounts, Pairing
+from enricher.pair import WARM_UP_WINDOWS, Pair, PairCounts, Pairing
 from enricher.raw import ACCEPT, CLIENT, CLOSE, CONNECT, CONNECT_FAILED, SERVER, Half, Header
 
 WINDOW_MS = 10

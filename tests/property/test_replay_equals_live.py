@@ -22,6 +22,7 @@ from enricher.resolve import Resolver
 from schemas import catalog, codec
 from schemas.registry import CatalogIds
 from tests import halves
+from tests.delivering import Delivering
 
 WINDOW_MS = 1000
 START_MS = halves.NOW_US // 1000
@@ -105,8 +106,8 @@ def logs(draw: st.DrawFn) -> list[Message]:
     return [*messages, (100 * WINDOW_MS, [])]
 
 
-class FakeProducer:
-    """Delivers everything, and reports that at the next poll.
+class FakeProducer(Delivering):
+    """Keeps what a reader of Kafka would have.
 
     Attributes:
         values: the flows.
@@ -114,22 +115,12 @@ class FakeProducer:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.values: list[bytes] = []
         self.changelog: dict[bytes, bytes] = {}
-        self._reports: list[Any] = []
 
-    def produce(
-        self,
-        topic: str,
-        value: bytes | None,
-        key: bytes,
-        partition: int = -1,
-        *,
-        timestamp: int,
-        on_delivery: Any,
-    ) -> None:
+    def took(self, topic: str, key: bytes, value: bytes | None) -> None:
         """Keep one record."""
-        self._reports.append(on_delivery)
         if topic == catalog.CORRECTIONS.name and value is None:
             self.changelog.pop(key, None)
         elif topic == catalog.CORRECTIONS.name:
@@ -138,17 +129,6 @@ class FakeProducer:
             self.values.append(value or b"")
         else:
             assert topic == catalog.COVERAGE.name
-
-    def forget(self) -> None:
-        """Report no more of what was sent so far: whoever sent it is dead."""
-        self._reports = []
-
-    def poll(self, timeout: float) -> int:
-        """Report what was sent as delivered."""
-        reports, self._reports = self._reports, []
-        for report in reports:
-            report(None, None)
-        return len(reports)
 
 
 def builder(history: History) -> FlowBuilder:

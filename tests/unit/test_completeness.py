@@ -260,7 +260,7 @@ def test_silence_is_told_again_and_again_and_is_bounded() -> None:
     assert (record["outcome"], record["reason"]) == ("SILENT", "REPORT_MISSING")
     assert record["from_unix_us"] == START_US + SECOND_US
     assert record["to_unix_us"] == (story.now_ms + 15_001) * 1000
-    assert key_of(record) == "node-1/silent"
+    assert key_of(record) == f"{record['cluster']}/node-1/silent"
     assert story.said(20_000) == []
     assert story.said(31_000) == [("SILENT", "REPORT_MISSING", None)]
     story.said(HOLD_MS + 1)
