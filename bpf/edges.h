@@ -6,19 +6,15 @@
 #ifndef PODWIRE_EDGES_H
 #define PODWIRE_EDGES_H
 
-static __always_inline struct sock *sock_of(__u32 descriptor)
+/* Of a descriptor that is no open file's, the reads find nothing or rubbish: its call has failed, and said why. */
+static __always_inline struct socket *socket_of(__u32 descriptor)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct file **files = BPF_CORE_READ(table, fd);
+	struct file **files = BPF_CORE_READ(task, files, fdt, fd);
 	struct file *file = 0;
-	struct socket *socket;
 
-	if (descriptor >= BPF_CORE_READ(table, max_fds))
-		return 0;
 	bpf_probe_read_kernel(&file, sizeof(file), &files[descriptor]);
-	socket = BPF_CORE_READ(file, private_data);
-	return BPF_CORE_READ(socket, sk);
+	return BPF_CORE_READ(file, private_data);
 }
 
 /* ---- connect that fails without a change of state: no route, or forbidden ---- */
@@ -59,7 +55,7 @@ static __always_inline void route_failed(struct sock *sk, const void *address, i
 	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	__u32 bytes = family == AF_INET6 ? sizeof(to) : __builtin_offsetof(struct destination, v6);
 
-	if (is_about_the_call(error))
+	if (is_about_the_call(error) || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
 		return;
 	if (in_user_space ? bpf_probe_read_user(&to, bytes, address) : bpf_probe_read_kernel(&to, bytes, address))
 		return;
@@ -89,36 +85,46 @@ static __always_inline void connect_returned(struct sock *sk, const void *addres
 }
 
 /* PODWIRE_EDGE_ENTERED, for the exits below. */
-static __always_inline void connect_entered(struct sock *sk, const void *address, __u16 family)
+static __always_inline void note_dial(struct sock *sk, const void *address, __u16 family)
 {
 	struct dial dial = {.sk = (__u64)sk, .address = (__u64)address, .family = family};
 	__u64 key = bpf_get_current_pid_tgid();
+	struct dial *last = bpf_map_lookup_elem(&dials, &key);
 
-	if (BPF_CORE_READ(sk, __sk_common.skc_family) == family)
+	if (last)
+		*last = dial;
+	else
 		bpf_map_update_elem(&dials, &key, &dial, BPF_ANY);
+}
+
+/* A v4-mapped address passes both functions; what the outer one does counts. */
+static __always_inline void connect_entered(struct sock *sk, const void *address, __u16 family)
+{
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == family)
+		note_dial(sk, address, family);
 }
 
 /* A socket that is connecting already gets here again to learn how it went: that has been told. */
 static __always_inline void connect_call_entered(__u32 descriptor, const void *address)
 {
-	struct sock *sk = sock_of(descriptor);
+	struct socket *socket = socket_of(descriptor);
+	struct sock *sk = BPF_CORE_READ(socket, sk);
 	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
 
-	if (!sk || (family != AF_INET && family != AF_INET6) || BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
-		return;
-	if (BPF_CORE_READ(sk, sk_socket, state) == SS_UNCONNECTED)
-		connect_entered(sk, address, family);
+	if ((family == AF_INET || family == AF_INET6) && BPF_CORE_READ(socket, state) == SS_UNCONNECTED)
+		note_dial(sk, address, family);
 }
 
+/* The entry stays for the task's next call: to write over it costs a fifth of taking and giving back another. */
 static __always_inline void connect_left(__u16 family, int in_user_space, int result)
 {
 	__u64 key = bpf_get_current_pid_tgid();
 	struct dial dial, *found = bpf_map_lookup_elem(&dials, &key);
 
-	if (!found || (family && found->family != family))
+	if (!found || !found->sk || (family && found->family != family))
 		return;
 	dial = *found;
-	bpf_map_delete_elem(&dials, &key);
+	found->sk = 0;
 	if (result < 0 && !dial.begun)
 		route_failed((struct sock *)dial.sk, (const void *)dial.address, in_user_space, -result);
 }

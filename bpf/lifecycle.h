@@ -378,7 +378,8 @@ static __always_inline int seen_by_another_copy(struct sock *sk, int old_state, 
  * Why copies: the kernel skips a program that already runs on the same CPU (since 5.13; kernel/trace/bpf_trace.c,
  * __bpf_trace_run). One copy alone would miss what an interrupt brings while it runs for a process: measured, up to 64
  * transitions in a row. Two copies suffice where programs can't be preempted, since softirqs do not nest. From 6.18
- * on they may be (tracepoints no longer disable preemption), and several tasks of one CPU be inside: more copies.
+ * on a kernel with preemption preempts them (tracepoints no longer forbid it), and several tasks of one CPU may be
+ * inside: more copies.
  */
 static __always_inline void transition(struct sock *sk, int old_state, int new_state, int first)
 {

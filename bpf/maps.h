@@ -112,13 +112,14 @@ struct {
 } counters SEC(".maps");
 
 /*
- * A connect call under way, by pid_tgid; least recently used first, because an exit can be missed.
- * Inserts: connect_entered, connect_failed. Reads: connect_begins, connect_returned. Deletes: connect_returned.
+ * A task's connect call, by pid_tgid; the kernel evicts those of tasks that are gone, or of an exit that was missed.
+ * PODWIRE_EDGE_RETURN: inserted by dial_fails, read and deleted by connect_returned.
+ * PODWIRE_EDGE_ENTERED: written by note_dial, read by dial_begins and connect_left, which leaves it with `sk` 0.
  */
 struct dial {
-	__u64 sk;
+	__u64 sk;      /* 0: no call is under way */
 	__u64 address; /* the caller's struct sockaddr */
-	__u32 family;  /* 0: an entry was not seen */
+	__u32 family;  /* 0: the entry was not seen */
 	__u32 begun;   /* 1: it changed the socket's state, so lifecycle.h tells how it ends */
 };
 

@@ -137,7 +137,7 @@ SEC("tracepoint/syscalls/sys_exit_accept")
 int accept_exit(struct trace_event_raw_sys_exit *context)
 {
 	if (context->ret >= 0)
-		accepted(sock_of(context->ret));
+		accepted(BPF_CORE_READ(socket_of(context->ret), sk));
 	return 0;
 }
 
@@ -145,7 +145,7 @@ SEC("tracepoint/syscalls/sys_exit_accept4")
 int accept4_exit(struct trace_event_raw_sys_exit *context)
 {
 	if (context->ret >= 0)
-		accepted(sock_of(context->ret));
+		accepted(BPF_CORE_READ(socket_of(context->ret), sk));
 	return 0;
 }
 

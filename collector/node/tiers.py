@@ -6,8 +6,10 @@ and never logs. Called by probes.py, which tries the candidates in turn, and by 
 
 from __future__ import annotations
 
+import gzip
 import os
 import platform
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -34,7 +36,9 @@ PARANOID_MAX = 2
 STATE_PROGRAMS = ("state_1", "state_2", "state_3", "state_4")
 """Copies; see `transition` in bpf/lifecycle.h."""
 PREEMPTIBLE_SINCE = (6, 18)
-"""From here on programs on tracepoints may be preempted, and two copies do not suffice."""
+"""From here on a kernel with preemption may preempt programs on tracepoints, and two copies do not suffice."""
+CONFIGURATION = Path("/proc/config.gz")
+COMMAND_LINE = Path("/proc/cmdline")
 ACCEPT_CALL_PROGRAMS = ("accept_exit", "accept4_exit")
 CONNECT_CALL_PROGRAMS = ("connect_enter", "connect_exit")
 ACCEPT_PROGRAMS = {2: "fexit_accept", 4: "fexit_accept_4"}
@@ -55,6 +59,7 @@ class Environment:
         kprobes: True if perf events know kprobes.
         accept_arguments: number of arguments of inet_csk_accept; None if the BTF does not say.
         ipv6: False if the kernel has no IPv6, whose functions may then be missing.
+        preemptible: False if the kernel says that it does not preempt what runs inside it.
     """
 
     capabilities: int
@@ -66,6 +71,7 @@ class Environment:
     kprobes: bool = False
     accept_arguments: int | None = None
     ipv6: bool = True
+    preemptible: bool = True
 
     def has(self, capability: int) -> bool:
         """Return whether the process has the capability of that number."""
@@ -100,7 +106,26 @@ def read_environment() -> Environment:
         kprobes=KPROBE_EVENTS.exists(),
         accept_arguments=function_arguments("inet_csk_accept") if btf else None,
         ipv6=IPV6_FILE.exists(),
+        preemptible=read_preemptible(CONFIGURATION, COMMAND_LINE),
     )
+
+
+def read_preemptible(configuration: Path, command_line: Path) -> bool:
+    """Return whether the kernel may preempt itself, by its configuration and command line; True if they don't say.
+
+    Root may change it later (debugfs, sched/preempt): what is then not seen is counted, as `skipped_runs`.
+    """
+    try:
+        options = gzip.decompress(configuration.read_bytes()).decode("ascii", "replace").splitlines()
+        words = command_line.read_text(encoding="utf-8", errors="replace").split()
+    except (OSError, EOFError, zlib.error):
+        return True
+    if "CONFIG_PREEMPT_RT=y" in options:
+        return True
+    asked = [word.removeprefix("preempt=") for word in words if word.startswith("preempt=")]
+    if asked and "CONFIG_PREEMPT_DYNAMIC=y" in options:
+        return asked[-1] not in {"none", "voluntary"}
+    return not {"CONFIG_PREEMPT_NONE=y", "CONFIG_PREEMPT_VOLUNTARY=y"} & set(options)
 
 
 def _shows_calls(tracefs: Path) -> bool:
@@ -188,7 +213,8 @@ def _refusal_of_perf_events(environment: Environment) -> str | None:
 def programs(tier: TierName, environment: Environment) -> tuple[str, ...]:
     """Return the programs of bpf/podwire.bpf.c that the tier attaches."""
     families = (4, 6) if environment.ipv6 else (4,)
-    states = STATE_PROGRAMS if environment.release >= PREEMPTIBLE_SINCE else STATE_PROGRAMS[:2]
+    preempted = environment.preemptible and environment.release >= PREEMPTIBLE_SINCE
+    states = STATE_PROGRAMS if preempted else STATE_PROGRAMS[:2]
     match tier:
         case "fentry":
             assert environment.accept_arguments is not None

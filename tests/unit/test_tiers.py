@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from collector.node.tiers import (
     CAP_PERFMON,
     CAP_SYS_ADMIN,
     NAMES,
+    STATE_PROGRAMS,
     Environment,
     Tier,
     TierName,
@@ -23,6 +25,7 @@ from collector.node.tiers import (
     choose,
     connect_edge,
     programs,
+    read_preemptible,
     refusals,
 )
 
@@ -103,6 +106,44 @@ def test_state_programs_belong_to_every_core_tier() -> None:
     for tier in NAMES[:-1]:
         assert programs(tier, ROOT)[:2] == ("state_1", "state_2")
         assert (connect_edge(tier) == ConnectEdge.NONE) is (tier == "tp_btf")
+
+
+@pytest.mark.parametrize(
+    ("options", "command_line", "expected"),
+    [
+        ("PREEMPT_NONE PREEMPT_DYNAMIC", "quiet", False),
+        ("PREEMPT_VOLUNTARY", "quiet", False),
+        ("PREEMPT_LAZY PREEMPT_DYNAMIC", "quiet", True),
+        ("PREEMPT_NONE PREEMPT_DYNAMIC", "preempt=none quiet preempt=full", True),
+        ("PREEMPT_LAZY PREEMPT_DYNAMIC", "preempt=voluntary", False),
+        ("PREEMPT PREEMPT_RCU", "preempt=none", True),  # the kernel does not listen
+        ("PREEMPT_RT PREEMPT_LAZY PREEMPT_DYNAMIC", "preempt=none", True),
+    ],
+)
+def test_preemption_is_read_from_configuration_and_command_line(
+    tmp_path: Path, options: str, command_line: str, expected: bool
+) -> None:
+    """The last word on the command line counts, where the kernel can change its mind at all."""
+    lines = "".join(f"CONFIG_{option}=y\n" for option in options.split())
+    (tmp_path / "config.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "cmdline").write_text(command_line)
+    assert read_preemptible(tmp_path / "config.gz", tmp_path / "cmdline") is expected
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no gzip", gzip.compress(b"CONFIG_PREEMPT_NONE=y\n")[:-9]])
+def test_kernel_that_does_not_say_is_taken_for_preemptible(tmp_path: Path, content: bytes | None) -> None:
+    """Without a readable configuration the safe answer is yes."""
+    if content is not None:
+        (tmp_path / "config.gz").write_bytes(content)
+    (tmp_path / "cmdline").write_text("quiet")
+    assert read_preemptible(tmp_path / "config.gz", tmp_path / "cmdline")
+
+
+def test_four_state_programs_only_where_they_may_be_preempted() -> None:
+    """Two where interrupts alone can come between."""
+    assert programs("tp_btf", ROOT) == STATE_PROGRAMS
+    assert programs("tp_btf", replace(ROOT, preemptible=False)) == STATE_PROGRAMS[:2]
+    assert programs("tp_btf", replace(ROOT, release=(6, 17))) == STATE_PROGRAMS[:2]
 
 
 @pytest.mark.parametrize("capabilities", [0, 1 << CAP_BPF, 1 << CAP_PERFMON])
