@@ -95,7 +95,10 @@ struct {
 	__uint(max_entries, 1 << 20);
 } names SEC(".maps");
 
-/* Ids whose name has been told. Inserts: tell_first_sight. Reads: is_named. Deletes: the kernel, least recently used. */
+/*
+ * Ids whose name has been told. Inserts: tell_first_sight. Reads: is_named. Deletes: the kernel, least recently used;
+ * user space, where a successor has no journal of the names.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);

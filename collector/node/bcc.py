@@ -92,14 +92,14 @@ class BccProbes:
         tier: "bcc".
         refused: what is not used, and why: "connect" (routes that fail), "accept_return" (accepts by io_uring),
             "accept_exit", "pinning".
-        reused: False, for nothing is pinned.
+        reused, pinned: False, for nothing is pinned.
         events: the events ring; release its positions as events are delivered.
         cgroups: who owns what; complete for every event that `read` has returned.
         life: which ring and counters these are.
     """
 
     tier = "bcc"
-    reused = False
+    reused = pinned = False
 
     def __init__(self, options: ProbeOptions, descriptors: dict[str, int], refused: dict[str, str]) -> None:
         self.refused = dict(refused)

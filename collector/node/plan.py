@@ -25,7 +25,7 @@ NOTE_SELF = "note_self"
 SWEEP, FIND_EXISTING, RECEIVE = "sweep", "find_existing", "receive"
 UNATTACHED_PROGRAMS = (SWEEP, NOTE_SELF)
 """Loaded to be run, or attached by others."""
-PINNED_MAPS = ("events", "names", "counters", "sockets")
+PINNED_MAPS = ("events", "names", "counters", "sockets", "named_cgroups")
 SOCKET_COOKIE_SINCE = (5, 12)
 
 

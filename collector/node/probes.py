@@ -42,6 +42,8 @@ DEFAULT_OBJECT = Path(__file__).resolve().parents[2] / "build/bpf/podwire.bpf.o"
 KNOWN_PER_NAMED = 8
 """We remember so many times more cgroups than the kernel remembers having told."""
 PAGE_BYTES = 4096
+NAMED_BYTES = 1
+"""Value of `named_cgroups` in bpf/maps.h."""
 SWEEP_KEYS = 12
 """bpf/existing.h"""
 _log = structlog.get_logger()
@@ -179,9 +181,11 @@ class Probes:
             core.runner(descriptors[f"program_{NOTE_SELF}"])()
         cgroups = _cgroups(options)
         cgroups.restore()
-        return cls(
+        probes = cls(
             tier=tier, descriptors=descriptors, options=options, cgroups=cgroups, loaded=None, pins=pins
         )
+        probes._hear_names_again()
+        return probes
 
     @classmethod
     def _load_best(
@@ -240,6 +244,11 @@ class Probes:
             probes._pin(pins, plan)
         return probes
 
+    @property
+    def pinned(self) -> bool:
+        """Whether the probes, and what is in their ring, outlive this process."""
+        return self._pins is not None and "pinning" not in self.refused
+
     def _pin(self, pins: PinFolder, plan: core.LoadPlan) -> None:
         """Pin maps, then links: whoever finds all links finds all maps."""
         assert self._loaded
@@ -260,9 +269,19 @@ class Probes:
         end. A probe submits a name before the event, so a name can be early but never late.
         """
         limit = self.events.producer_position()
+        self._learn_names()
+        return self.events.read_until(limit, records_max)
+
+    def _learn_names(self) -> None:
         self.cgroups.learn(self._names.drain())
         self._names.release(self._names.read_position)
-        return self.events.read_until(limit, records_max)
+
+    def _hear_names_again(self) -> None:
+        """Let the kernel forget to have told what a predecessor's journal, which may be gone, does not have."""
+        self._learn_names()
+        told = self._descriptors["named_cgroups"]
+        keys = [int(key) for some in core.map_keys(told, NAMED_BYTES) for key in some]
+        core.delete_keys(told, [key for key in keys if self.cgroups.path(key) is None])
 
     def counters(self) -> dict[str, int]:
         """Return the kernel's counters since the probes were loaded, by the names of enum podwire_counter.

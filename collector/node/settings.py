@@ -172,7 +172,9 @@ class Settings(PinSettings, ProbeSettings, CollectorSettings):
     )
     state_dir: Path = Field(Path("/var/lib/podwire"), description="folder for the spool and for cgroup names")
     keep_probes: bool = Field(
-        False, description="leave pinned probes attached at an orderly end, for an upgrade"
+        True,
+        description="leave pinned probes attached at an orderly end, so that a restart repeats no OPEN or EXISTING; "
+        "false removes them, for the last run on a node",
     )
     spool_after_ms: int = Field(
         2000,
