@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from collector.node.probes import Probes
+    from tests.kernel.conftest import AssertExact
     from tests.kernel.node import Namespace
 
 EMULATED = "QEMU TCG" in Path("/proc/cpuinfo").read_text()
@@ -28,15 +29,6 @@ BURST_CONNECTIONS = 1_000 if EMULATED else 50_000
 EVENTS_PER_CONNECTION = 4
 SKIPPED_RUNS_SINCE = (5, 12)
 RESET_NOW = struct.pack("ii", 1, 0)
-EVENT_LOSSES = ("lost_ring_full", "lost_socket_map_full", "lost_missed_open", "lost_missed_close")
-
-
-def assert_exact(probes: Probes, received: int) -> dict[str, int]:
-    """Check the sum, which must stand still; print and return the counters."""
-    counters = probes.counters()
-    print(counters, "received", received)
-    assert counters["attempted"] == received + sum(counters[reason] for reason in EVENT_LOSSES)
-    return counters
 
 
 def burst(namespace: Namespace, connections: int, every: Callable[[], object] = int) -> None:
@@ -70,7 +62,7 @@ def alarms() -> Iterator[list[int]]:
 
 
 def test_burst_of_fifty_thousand_is_received_whole(
-    open_probes: Callable[..., Probes], client: Namespace
+    open_probes: Callable[..., Probes], client: Namespace, assert_exact: AssertExact
 ) -> None:
     """Drained now and then, in the midst of signals, over many wraps of the ring: nothing is lost or doubled."""
     watch = Watch(open_probes(filter_loopback=False, ring_bytes=1 << 22), client)
@@ -92,7 +84,7 @@ def test_burst_of_fifty_thousand_is_received_whole(
 
 
 def test_burst_into_a_small_ring_is_accounted_for(
-    open_probes: Callable[..., Probes], client: Namespace
+    open_probes: Callable[..., Probes], client: Namespace, assert_exact: AssertExact
 ) -> None:
     """A ring of 372 events, emptied each thousand connections, loses most of what comes and knows how many."""
     watch = Watch(open_probes(filter_loopback=False, ring_bytes=1 << 16), client)
@@ -105,7 +97,7 @@ def test_burst_into_a_small_ring_is_accounted_for(
 
 
 def test_full_socket_map_under_a_burst_is_accounted_for(
-    open_probes: Callable[..., Probes], client: Namespace
+    open_probes: Callable[..., Probes], client: Namespace, assert_exact: AssertExact
 ) -> None:
     """Held connections fill the map: what finds no room is lost for that reason, and the sum stays exact."""
     watch = Watch(open_probes(filter_loopback=False, sockets_max=64), client)
@@ -123,7 +115,9 @@ def test_full_socket_map_under_a_burst_is_accounted_for(
     assert assert_exact(watch.probes, watch.received)["lost_socket_map_full"] >= 2_000
 
 
-def test_everything_at_once_is_accounted_for(open_probes: Callable[..., Probes], client: Namespace) -> None:
+def test_everything_at_once_is_accounted_for(
+    open_probes: Callable[..., Probes], client: Namespace, assert_exact: AssertExact
+) -> None:
     """EXISTING, PROGRESS, opens and closes through a ring and a map that are both too small."""
     listener = client.listen("127.0.0.1", 64)
     held = []
