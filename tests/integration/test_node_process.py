@@ -12,9 +12,11 @@ import uuid
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from collector.errors import SettingsError, TopicError
 from collector.node.probes import DEFAULT_OBJECT
@@ -202,11 +204,17 @@ def test_topic_with_other_partitions_is_refused(bootstrap: str, tmp_path: Path) 
 def test_kafka_that_is_not_there_is_waited_for_and_said_once(tmp_path: Path) -> None:
     """Without Kafka the probes run and the process is healthy; one line says what is missing; SIGTERM ends it."""
     collector = Collector(tmp_path, f"127.0.0.1:{free_port()}")
-    address = collector.await_line("started")["http"]
+    started = collector.await_line("started")
+    address = started["http"]
     with urllib.request.urlopen(f"http://{address}/healthz") as answer:
         assert answer.read() == b"ok\n"
     with urllib.request.urlopen(f"http://{address}/metrics") as answer:
-        assert b"podwire_node_build_info" in answer.read()
+        families = {one.name: one for one in text_string_to_metric_families(answer.read().decode())}
+    assert families["podwire_node_build_info"].samples[0].labels["tier"] == started["tier"]
+    refused = families["podwire_node_refused"].samples
+    assert {one.labels["what"]: one.labels["reason"] for one in refused} == {
+        what: shorten(reason, 200) for what, reason in started["refused"].items()
+    }
     collector.await_line("waiting")
     assert collector.end() == 0
     assert len(collector.lines("waiting")) == 1
