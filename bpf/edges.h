@@ -94,8 +94,12 @@ static __always_inline void connect_entered(struct sock *sk, const void *address
 	struct dial dial = {.sk = (__u64)sk, .address = (__u64)address, .family = family};
 	__u64 key = bpf_get_current_pid_tgid();
 
-	if (BPF_CORE_READ(sk, __sk_common.skc_family) == family)
-		bpf_map_update_elem(&dials, &key, &dial, BPF_ANY);
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) != family)
+		return;
+	/* One that is there already is of a call whose exit was missed, and counted. */
+	if (!bpf_map_update_elem(&dials, &key, &dial, BPF_NOEXIST) ||
+	    bpf_map_update_elem(&dials, &key, &dial, BPF_ANY))
+		count(PODWIRE_DIALS_ENTERED);
 }
 
 /* A socket that is connecting already gets here again to learn how it went: that has been told. */
@@ -118,6 +122,7 @@ static __always_inline void connect_left(__u16 family, int in_user_space, int re
 	if (!found || (family && found->family != family))
 		return;
 	dial = *found;
+	count(PODWIRE_DIALS_LEFT); /* first: user space must not take it for an eviction */
 	bpf_map_delete_elem(&dials, &key);
 	if (result < 0 && !dial.begun)
 		route_failed((struct sock *)dial.sk, (const void *)dial.address, in_user_space, -result);

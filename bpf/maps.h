@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Every map of the probes, and the read-only options that user space sets before load. Sizes here are
- * placeholders: collector/node/core.py sets `sockets`, `named_cgroups` and both rings from the settings.
+ * placeholders: collector/node/core.py sets `sockets`, `named_cgroups`, `dials` and both rings from the settings.
  */
 #ifndef PODWIRE_MAPS_H
 #define PODWIRE_MAPS_H

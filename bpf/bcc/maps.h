@@ -43,7 +43,7 @@ BPF_RINGBUF_OUTPUT(names, NAMES_PAGES);
 BPF_TABLE("lru_hash", __u64, __u8, named_cgroups, CGROUPS_MAX);
 BPF_TABLE("percpu_array", __u32, __u64, counters, PODWIRE_COUNTERS);
 BPF_TABLE("percpu_array", __u32, struct stamp, handled, 2);
-BPF_TABLE("lru_hash", __u64, struct dial, dials, 8192);
+BPF_TABLE("lru_hash", __u64, struct dial, dials, DIALS_MAX);
 /* 1 once an accept hook is attached. Inserts: bcc_compile.py. Reads: passive_open. */
 BPF_ARRAY(accept_edge, __u32, 1);
 BPF_ARRAY(own_process, struct own_process, 1);

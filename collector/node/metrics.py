@@ -77,6 +77,11 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Snapshot], int]], ...] = (
         "cgroup names told again, because the probes' memory of told ones dropped them: raise PODWIRE_CGROUPS_MAX",
         lambda s: s.names_told_again,
     ),
+    (
+        "forgotten_connects",
+        "calls of connect() under way that the probes gave up for others: raise PODWIRE_CONNECTS_MAX",
+        lambda s: s.counts.kernel.get("forgotten_connects", 0),
+    ),
     ("retried_batches", "batches that were sent again after a failed delivery", lambda s: s.retries),
     ("spool_set_aside_files", "spool files that could not be used", lambda s: s.spool_unreadable_files),
 )

@@ -17,8 +17,9 @@ import structlog
 
 from collector.errors import BccError, CapabilityError, NoBtfError, SettingsError, VerifierError
 from collector.node import core, tiers
-from collector.node.abi import EVENT, Counter
+from collector.node.abi import EVENT
 from collector.node.cgroups import Cgroups, Journal
+from collector.node.counters import Counters
 from collector.node.existing import IteratorPass, SweepPass, Walks
 from collector.node.filters import Filters
 from collector.node.pins import PinFolder, life_of
@@ -60,6 +61,7 @@ class ProbeOptions:
         names_ring_bytes: size of the cgroup names ring, a power of two; 920 bytes per cgroup.
         sockets_max: connections followed at once; 250 bytes of kernel memory each.
         cgroups_max: cgroups whose name the kernel remembers having told.
+        connects_max: calls of connect() under way that the kernel remembers; the longest unasked are forgotten.
         filter_loopback: leave out connections with an end in 127/8, ::1 or ::ffff:127/8.
         filter_own: leave out this process's own connections; a server end's is known from accept() on.
         filters: what else to leave out.
@@ -76,6 +78,7 @@ class ProbeOptions:
     names_ring_bytes: int = 1 << 20
     sockets_max: int = 65_536
     cgroups_max: int = 16_384
+    connects_max: int = 8192
     filter_loopback: bool = True
     filter_own: bool = False
     filters: Filters = field(default_factory=Filters)
@@ -122,9 +125,8 @@ class Probes:
         self.events = EventRing(descriptors["events"], options.ring_bytes)
         self.life = life_of(descriptors["events"])
         self._names = NameRing(descriptors["names"], options.names_ring_bytes)
-        self._counters = descriptors["counters"]
+        self._counters = Counters(descriptors)
         self._descriptors = descriptors
-        self._programs = {name: number for name, number in descriptors.items() if "program_" in name}
         self._walks = Walks(
             find_existing=self._walk_files if f"link_{FIND_EXISTING}" in descriptors else None,
             sweep=self._walk_sockets,
@@ -284,16 +286,8 @@ class Probes:
         core.delete_keys(told, [key for key in keys if self.cgroups.path(key) is None])
 
     def counters(self) -> dict[str, int]:
-        """Return the kernel's counters since the probes were loaded, by the names of enum podwire_counter.
-
-        `skipped_runs` is not among them: runs of probes that the kernel left out because the same probe ran on that
-        CPU, and that no second probe can have made up for. An upper bound of what the probes were not shown.
-        """
-        names = [counter.name.lower() for counter in Counter if counter is not Counter.COUNTERS]
-        counts = dict(zip(names, core.sum_over_cpus(self._counters, len(names)), strict=True))
-        skipped = {name: core.skipped_runs(number) for name, number in self._programs.items()}
-        copies = [skipped.pop(name) for name in list(skipped) if name.startswith("program_state_")]
-        return counts | {"skipped_runs": min(copies) + sum(skipped.values())}
+        """Return the kernel's counters since the probes were loaded, as `Counters.read` does."""
+        return self._counters.read()
 
     def tend(self, now_s: float) -> int:
         """Ask a little for EXISTING and PROGRESS at monotonic time `now_s`; return how many events were made."""

@@ -124,12 +124,11 @@ def assert_exact(record_property: Callable[[str, object], None]) -> AssertExact:
     def check(probes: Probes, received: int) -> dict[str, int]:
         counters = probes.counters()
         lost = {reason: counters[reason] for reason in EVENT_LOSSES}
-        terms = " + ".join(
-            f"{count:,} {reason.removeprefix('lost_')}" for reason, count in lost.items() if count
-        )
-        record_property(
-            SUMS, f"{counters['attempted']:,} = {received:,} + {sum(lost.values()):,} ({terms or 'none'})"
-        )
+        beside = {name: count for name, count in counters.items() if name not in {"attempted", *lost}}
+        beside["names_told_again"] = probes.cgroups.told_again
+        reasons = ", ".join(f"{name} {count:,}" for name, count in (lost | beside).items() if count)
+        total = f"{counters['attempted']:,} = {received:,} + {sum(lost.values()):,}"
+        record_property(SUMS, f"{total} ({reasons or 'nothing lost'})")
         assert counters["attempted"] == received + sum(lost.values())
         return counters
 
