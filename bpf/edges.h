@@ -84,17 +84,22 @@ static __always_inline void connect_returned(struct sock *sk, const void *addres
 		route_failed(sk, address, 0, -result);
 }
 
-/* PODWIRE_EDGE_ENTERED, for the exits below. */
+/* PODWIRE_EDGE_ENTERED, for the exits below. Where one is under way already, its exit was missed, and it counts. */
 static __always_inline void note_dial(struct sock *sk, const void *address, __u16 family)
 {
-	struct dial dial = {.sk = (__u64)sk, .address = (__u64)address, .family = family};
-	__u64 key = bpf_get_current_pid_tgid();
-	struct dial *last = bpf_map_lookup_elem(&dials, &key);
+	__u64 task = bpf_get_current_pid_tgid();
+	struct dial dial = {.task = task, .sk = (__u64)sk, .address = (__u64)address, .family = family};
+	struct dial *last = bpf_map_lookup_elem(&dials, &task);
 
-	if (last)
-		*last = dial;
-	else
-		bpf_map_update_elem(&dials, &key, &dial, BPF_ANY);
+	if (!last || last->task != task) {
+		if (bpf_map_update_elem(&dials, &task, &dial, BPF_ANY))
+			return;
+		count(PODWIRE_DIALS_ENTERED);
+		return;
+	}
+	if (!last->sk)
+		count(PODWIRE_DIALS_ENTERED);
+	*last = dial;
 }
 
 /* A v4-mapped address passes both functions; what the outer one does counts. */
@@ -118,12 +123,13 @@ static __always_inline void connect_call_entered(__u32 descriptor, const void *a
 /* The entry stays for the task's next call: to write over it costs a fifth of taking and giving back another. */
 static __always_inline void connect_left(__u16 family, int in_user_space, int result)
 {
-	__u64 key = bpf_get_current_pid_tgid();
-	struct dial dial, *found = bpf_map_lookup_elem(&dials, &key);
+	__u64 task = bpf_get_current_pid_tgid();
+	struct dial dial, *found = bpf_map_lookup_elem(&dials, &task);
 
-	if (!found || !found->sk || (family && found->family != family))
+	if (!found || found->task != task || !found->sk || (family && found->family != family))
 		return;
 	dial = *found;
+	count(PODWIRE_DIALS_LEFT); /* first: user space must not take it for an eviction */
 	found->sk = 0;
 	if (result < 0 && !dial.begun)
 		route_failed((struct sock *)dial.sk, (const void *)dial.address, in_user_space, -result);

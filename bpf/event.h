@@ -10,7 +10,7 @@
 #ifndef PODWIRE_EVENT_H
 #define PODWIRE_EVENT_H
 
-#define PODWIRE_ABI_VERSION 2
+#define PODWIRE_ABI_VERSION 3
 #define PODWIRE_COMM_BYTES 16
 #define PODWIRE_CGROUP_LEVELS 7
 #define PODWIRE_CGROUP_NAME_BYTES 128
@@ -60,7 +60,9 @@ enum podwire_counter {
 	PODWIRE_UNTRACKED = 4,            /* ends of unknown sockets, not attempted: of before the probes, or lost at the open */
 	PODWIRE_LOST_MISSED_OPEN = 5,     /* ... of the attempted: the kernel did not show the client's establishment */
 	PODWIRE_LOST_MISSED_CLOSE = 6,    /* ... of the attempted: the kernel did not show the end */
-	PODWIRE_COUNTERS = 7,
+	PODWIRE_DIALS_ENTERED = 7,        /* calls of connect() that an entry put into the map `dials` */
+	PODWIRE_DIALS_LEFT = 8,           /* ... of these: their exit found them there */
+	PODWIRE_COUNTERS = 9,
 };
 
 struct podwire_event {

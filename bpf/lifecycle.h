@@ -129,15 +129,15 @@ static __always_inline void dial_begins(void)
 	__u64 task = bpf_get_current_pid_tgid();
 	struct dial *dial = bpf_map_lookup_elem(&dials, &task);
 
-	if (dial)
+	if (dial && dial->task == task)
 		dial->begun = 1;
 }
 
 /* Still inside the connect call, whose socket is not connecting before it returns (net/ipv4/af_inet.c). */
 static __always_inline void dial_fails(const struct sock *sk)
 {
-	struct dial told = {.sk = (__u64)sk};
 	__u64 task = bpf_get_current_pid_tgid();
+	struct dial told = {.task = task, .sk = (__u64)sk};
 
 	if (sk->sk_socket->state == SS_UNCONNECTED)
 		bpf_map_update_elem(&dials, &task, &told, BPF_ANY);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Every map of the probes, and the read-only options that user space sets before load. Sizes here are
- * placeholders: collector/node/core.py sets `sockets`, `named_cgroups` and both rings from the settings.
+ * placeholders: collector/node/core.py sets `sockets`, `named_cgroups`, `dials` and both rings from the settings.
  */
 #ifndef PODWIRE_MAPS_H
 #define PODWIRE_MAPS_H
@@ -95,7 +95,10 @@ struct {
 	__uint(max_entries, 1 << 20);
 } names SEC(".maps");
 
-/* Ids whose name has been told. Inserts: tell_first_sight. Reads: is_named. Deletes: the kernel, least recently used. */
+/*
+ * Ids whose name has been told. Inserts: tell_first_sight. Reads: is_named. Deletes: the kernel, least recently used;
+ * user space, where a successor has no journal of the names.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -117,6 +120,7 @@ struct {
  * PODWIRE_EDGE_ENTERED: written by note_dial, read by dial_begins and connect_left, which leaves it with `sk` 0.
  */
 struct dial {
+	__u64 task;    /* the key: the kernel may give the entry away between a look at it and a write to it */
 	__u64 sk;      /* 0: no call is under way */
 	__u64 address; /* the caller's struct sockaddr */
 	__u32 family;  /* 0: the entry was not seen */

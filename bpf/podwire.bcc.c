@@ -41,11 +41,13 @@ struct destination { /* the heads of struct sockaddr_in and sockaddr_in6 */
 
 static __always_inline int connect_enter(struct pt_regs *context, __u32 family)
 {
-	struct dial dial = {.sk = PT_REGS_PARM1(context), .address = PT_REGS_PARM2(context), .family = family};
-	__u64 task = bpf_get_current_pid_tgid();
+	__u64 task = bpf_get_current_pid_tgid(), sk = PT_REGS_PARM1(context), address = PT_REGS_PARM2(context);
+	struct dial dial = {.task = task, .sk = sk, .address = address, .family = family};
 
-	if (u16_at(dial.sk, SK_FAMILY) == family) /* v4-mapped passes both functions: the outer one tells */
-		dials.update(&task, &dial);
+	if (u16_at(dial.sk, SK_FAMILY) != family) /* v4-mapped passes both functions: the outer one tells */
+		return 0;
+	if (!dials.insert(&task, &dial) || dials.update(&task, &dial))
+		count(PODWIRE_DIALS_ENTERED);
 	return 0;
 }
 
@@ -95,6 +97,7 @@ static __always_inline int connect_exit(struct pt_regs *context, __u32 family)
 	if (!found || found->family != family)
 		return 0;
 	dial = *found;
+	count(PODWIRE_DIALS_LEFT);
 	dials.delete(&task);
 	if (result < 0 && !dial.begun)
 		route_failed(&dial, -result);

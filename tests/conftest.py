@@ -22,7 +22,7 @@ KAFKA_IMAGE = "apache/kafka:4.1.1"
 
 
 EXPECTED_SKIPS = re.compile(
-    r"kernel has (no )?kprobes|kernel refused to load|tier \w+ refused|is not possible|needs a kernel before"
+    r"kernel has (no )?(kprobes|headers)|kernel refused to load|tier \w+ refused|is not possible|needs a kernel before"
 )
 """What CI's own kernel can't do; the guests run these. Any other skip means that CI lacks something."""
 

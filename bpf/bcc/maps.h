@@ -20,7 +20,8 @@ struct stamp {
 };
 
 /* A connect call under way, by pid_tgid. Inserts: connect_enter. Reads: connect_begins. Deletes: connect_exit. */
-struct dial {
+struct dial { /* as in bpf/maps.h: user space reads both */
+	__u64 task;
 	__u64 sk;
 	__u64 address; /* the kernel's struct sockaddr */
 	__u32 family;
@@ -43,7 +44,7 @@ BPF_RINGBUF_OUTPUT(names, NAMES_PAGES);
 BPF_TABLE("lru_hash", __u64, __u8, named_cgroups, CGROUPS_MAX);
 BPF_TABLE("percpu_array", __u32, __u64, counters, PODWIRE_COUNTERS);
 BPF_TABLE("percpu_array", __u32, struct stamp, handled, 2);
-BPF_TABLE("lru_hash", __u64, struct dial, dials, 8192);
+BPF_TABLE("lru_hash", __u64, struct dial, dials, DIALS_MAX);
 /* 1 once an accept hook is attached. Inserts: bcc_compile.py. Reads: passive_open. */
 BPF_ARRAY(accept_edge, __u32, 1);
 BPF_ARRAY(own_process, struct own_process, 1);

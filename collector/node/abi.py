@@ -9,7 +9,7 @@ from enum import IntEnum
 
 import numpy as np
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 # struct podwire_event, 168 bytes
 EVENT = np.dtype(
@@ -134,7 +134,9 @@ class Counter(IntEnum):
     UNTRACKED = 4
     LOST_MISSED_OPEN = 5
     LOST_MISSED_CLOSE = 6
-    COUNTERS = 7
+    DIALS_ENTERED = 7
+    DIALS_LEFT = 8
+    COUNTERS = 9
 
 
 class Controller(IntEnum):

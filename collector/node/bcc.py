@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from collector.errors import BccError, CapabilityError, FatalError, MemlockError, VerifierError
 from collector.node import core
-from collector.node.abi import CGROUP_NAME, EVENT, Controller, Counter
+from collector.node.abi import CGROUP_NAME, EVENT, Controller
 from collector.node.cgroup_paths import choose_hierarchy
 from collector.node.cgroups import Cgroups, Journal
+from collector.node.counters import Counters
 from collector.node.layout import Btf, UnknownMemberError, with_offsets
 from collector.node.load_errors import last_useful_line
 from collector.node.pins import life_of
@@ -52,7 +53,6 @@ KERNEL_ARCHIVE = Path("/sys/kernel/kheaders.tar.xz")
 ACTION_HEADERS = "install the headers of the running kernel (apt-get install linux-headers-$(uname -r))."
 ACTION_PACKAGE = "install Debian's python3-bpfcc (apt-get install python3-bpfcc)."
 
-STATE_PROGRAMS = ("state_first", "state_second")
 PROBES = (
     ("connect", "connect4_enter", "kprobe", "tcp_v4_connect"),
     ("connect", "connect4_exit", "kretprobe", "tcp_v4_connect"),
@@ -92,14 +92,14 @@ class BccProbes:
         tier: "bcc".
         refused: what is not used, and why: "connect" (routes that fail), "accept_return" (accepts by io_uring),
             "accept_exit", "pinning".
-        reused: False, for nothing is pinned.
+        reused, pinned: False, for nothing is pinned.
         events: the events ring; release its positions as events are delivered.
         cgroups: who owns what; complete for every event that `read` has returned.
         life: which ring and counters these are.
     """
 
     tier = "bcc"
-    reused = False
+    reused = pinned = False
 
     def __init__(self, options: ProbeOptions, descriptors: dict[str, int], refused: dict[str, str]) -> None:
         self.refused = dict(refused)
@@ -116,12 +116,7 @@ class BccProbes:
         self.events = EventRing(descriptors["events"], options.ring_bytes)
         self.life = life_of(descriptors["events"])
         self._names = NameRing(descriptors["names"], options.names_ring_bytes)
-        self._counters = descriptors["counters"]
-        self._programs = {
-            name.removeprefix("program_"): number
-            for name, number in descriptors.items()
-            if name.startswith("program_")
-        }
+        self._counters = Counters(descriptors)
         if options.filter_own:
             core.runner(descriptors["program_note_self"])()
         self._links = [number for name, number in descriptors.items() if ":" in name]
@@ -136,12 +131,8 @@ class BccProbes:
         return self.events.read_until(limit, records_max)
 
     def counters(self) -> dict[str, int]:
-        """Return what `Probes.counters` does, by the same names."""
-        names = [counter.name.lower() for counter in Counter if counter is not Counter.COUNTERS]
-        counts = dict(zip(names, core.sum_over_cpus(self._counters, len(names)), strict=True))
-        skipped = {name: core.skipped_runs(number) for name, number in self._programs.items()}
-        both = min(skipped.pop(name) for name in STATE_PROGRAMS)
-        return counts | {"skipped_runs": both + sum(skipped.values())}
+        """Return what `Probes.counters` does."""
+        return self._counters.read()
 
     def tend(self, now_s: float) -> int:
         """Make no events: EXISTING needs an iterator, so BTF; PROGRESS is not written in BCC's words."""
@@ -192,6 +183,7 @@ def plan(options: ProbeOptions, headers: Headers) -> dict[str, Any]:
         "NAMES_PAGES": options.names_ring_bytes // PAGE_BYTES,
         "SOCKETS_MAX": options.sockets_max,
         "CGROUPS_MAX": options.cgroups_max,
+        "DIALS_MAX": options.connects_max,
         "CGROUP_CONTROLLER": int(controller),
         "CGROUP_HIERARCHY": hierarchy,
         "CGROUP_SUBSYSTEM": 0 if controller is Controller.DEFAULT else subsystem,

@@ -22,7 +22,7 @@ import socket
 import sys
 from typing import Any
 
-MAPS = ("events", "names", "counters")
+MAPS = ("events", "names", "counters", "dials")
 RING_BUFFER_TYPE, RING_BUFFER_BYTES = 27, 4096
 REQUIRED = "state"
 ACCEPT = "accept"

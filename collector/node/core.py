@@ -21,7 +21,7 @@ from collector.node.abi import ABI_VERSION, OPTIONS
 from collector.node.load_errors import load_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 LIBBPF = "libbpf.so.1"
 OPTIONS_MAP = b".rodata.options"
@@ -60,6 +60,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bpf_obj_get": (_INT, [_TEXT]),
     "bpf_map_lookup_elem": (_INT, [_INT, _POINTER, _POINTER]),
     "bpf_map_lookup_batch": (_INT, [_INT, *[_POINTER] * 5, _POINTER]),
+    "bpf_map_delete_elem": (_INT, [_INT, _POINTER]),
     "bpf_map_update_elem": (_INT, [_INT, _POINTER, _POINTER, ctypes.c_uint64]),
     "bpf_program__fd": (_INT, [_POINTER]),
     "bpf_prog_test_run_opts": (_INT, [_INT, _POINTER]),
@@ -228,21 +229,15 @@ class BpfObject:
         Raises:
             OSError: the kernel refused.
         """
-        _warnings.clear()
-        link = self._library.bpf_program__attach(self._programs[program])
-        if not link:
-            code = ctypes.get_errno()
-            raise OSError(code, f"can't attach {program}: {_reason(code)}")
-        self._links[program] = link
+        self._keep_link(program, self._library.bpf_program__attach)
 
     def attach_iterator(self, program: str) -> None:
-        """Make one iterator program ready for `link_descriptor` and `start_iterator`.
+        """Make one iterator program ready for `link_descriptor` and `start_iterator`; OSError as `attach`."""
+        self._keep_link(program, self._library.bpf_program__attach_iter, None)
 
-        Raises:
-            OSError: the kernel refused.
-        """
+    def _keep_link(self, program: str, attach: Callable[..., int | None], *more: None) -> None:
         _warnings.clear()
-        link = self._library.bpf_program__attach_iter(self._programs[program], None)
+        link = attach(self._programs[program], *more)
         if not link:
             code = ctypes.get_errno()
             raise OSError(code, f"can't attach {program}: {_reason(code)}")
@@ -294,8 +289,8 @@ def runner(descriptor: int, arguments: np.ndarray | None = None) -> Callable[[],
     return run
 
 
-def map_keys(descriptor: int, value_bytes: int) -> Iterator[np.ndarray]:
-    """Yield the keys of a hash map with keys of u64, some hundreds at a time, each array good until the next one.
+def map_entries(descriptor: int, value_bytes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield keys (u64) and values (u1) of a hash map, some hundreds at a time, each pair good until the next one.
 
     What is inserted or deleted meanwhile may be there or not; what stays is there once. OSError before kernel 5.6.
     """
@@ -315,10 +310,16 @@ def map_keys(descriptor: int, value_bytes: int) -> Iterator[np.ndarray]:
         if code not in {0, errno.ENOENT}:
             raise OSError(code, os.strerror(code))
         if count.value:
-            yield keys[: count.value]
+            yield keys[: count.value], values[: count.value * value_bytes]
         if code:
             return
         more = True
+
+
+def delete_keys(descriptor: int, keys: Iterable[int]) -> None:
+    """Delete entries of a hash map with keys of u64; one that is gone already is no error."""
+    for key in keys:
+        _libbpf().bpf_map_delete_elem(descriptor, ctypes.byref(ctypes.c_uint64(key)))
 
 
 def function_arguments(name: str) -> int | None:
@@ -340,27 +341,17 @@ def function_arguments(name: str) -> int | None:
 
 def pin(descriptor: int, path: Path) -> None:
     """Pin a map, a link or a program; raises OSError if the kernel refuses."""
-    if _libbpf().bpf_obj_pin(descriptor, os.fsencode(path)) < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"can't pin {path}: {os.strerror(code)}")
+    _checked(_libbpf().bpf_obj_pin(descriptor, os.fsencode(path)), f"pin {path}")
 
 
 def open_pinned(path: Path) -> int:
     """Return a file descriptor of what is pinned there, which the caller closes; raises OSError if nothing is."""
-    descriptor: int = _libbpf().bpf_obj_get(os.fsencode(path))
-    if descriptor < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"can't open {path}: {os.strerror(code)}")
-    return descriptor
+    return _checked(_libbpf().bpf_obj_get(os.fsencode(path)), f"open {path}")
 
 
 def start_iterator(link: int) -> int:
     """Return a file descriptor that walks an iterator's objects as it is read; raises OSError if refused."""
-    descriptor: int = _libbpf().bpf_iter_create(link)
-    if descriptor < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"can't start an iterator: {os.strerror(code)}")
-    return descriptor
+    return _checked(_libbpf().bpf_iter_create(link), "start an iterator")
 
 
 def skipped_runs(program: int) -> int:
@@ -385,6 +376,13 @@ def sum_over_cpus(descriptor: int, entries: int) -> list[int]:
 
 
 # ---- libbpf's errors in our words ----
+
+
+def _checked(made: int, what: str) -> int:
+    if made < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"can't {what}: {os.strerror(code)}")
+    return made
 
 
 def _reason(code: int) -> str:

@@ -1,12 +1,14 @@
 """The node collector's Prometheus metrics: one table, read from a snapshot.
 
 Owns names and help texts. The collecting thread stores a snapshot, the web thread reads it. Labels are small enums,
-never a pod or an address. Called by `node.collect` and `node.run`.
+never a pod or an address; why a tier was refused is a sentence, one per tier and the same as long as the process lives.
+Called by `node.collect` and `node.run`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Histogram
@@ -14,12 +16,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from prometheus_client import Metric
 
     from collector.node.report import Counts
 
+REASON_CHARACTERS_MAX = 200
 FLUSH_EVENTS_BUCKETS = (1, 10, 100, 500, 1000, 2000, 4000, 8000)
 
 
@@ -74,6 +77,11 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Snapshot], int]], ...] = (
         "cgroup names told again, because the probes' memory of told ones dropped them: raise PODWIRE_CGROUPS_MAX",
         lambda s: s.names_told_again,
     ),
+    (
+        "forgotten_connects",
+        "calls of connect() under way that the probes gave up for others: raise PODWIRE_CONNECTS_MAX",
+        lambda s: s.counts.kernel.get("forgotten_connects", 0),
+    ),
     ("retried_batches", "batches that were sent again after a failed delivery", lambda s: s.retries),
     ("spool_set_aside_files", "spool files that could not be used", lambda s: s.spool_unreadable_files),
 )
@@ -97,7 +105,7 @@ class Metrics(Collector):
         flush_events: histogram of events per reading of the ring.
     """
 
-    def __init__(self, tier: str, version: str, refused: Iterable[str] = ()) -> None:
+    def __init__(self, tier: str, version: str, refused: Mapping[str, str] | None = None) -> None:
         self.registry = CollectorRegistry()
         self.flush_events = Histogram(
             "podwire_node_flush_events",
@@ -106,7 +114,7 @@ class Metrics(Collector):
             registry=self.registry,
         )
         self._build = {"tier": tier, "version": version}
-        self._refused = tuple(refused)
+        self._refused = dict(refused or {})
         self._snapshot: Snapshot | None = None
         self.registry.register(self)
 
@@ -118,10 +126,12 @@ class Metrics(Collector):
         """Yield the metric families of the last snapshot."""
         yield InfoMetricFamily("podwire_node_build", "version and probe tier in use", value=self._build)
         refused = GaugeMetricFamily(
-            "podwire_node_refused", "1 for each better tier, or pinning, that is not in use", labels=["what"]
+            "podwire_node_refused",
+            "1 for each better tier, or pinning, that is not in use, with the reason that the log gives",
+            labels=["what", "reason"],
         )
-        for what in self._refused:
-            refused.add_metric([what], 1)
+        for what, reason in self._refused.items():
+            refused.add_metric([what, shorten(reason, REASON_CHARACTERS_MAX)], 1)
         yield refused
         snapshot = self._snapshot
         if snapshot is None:

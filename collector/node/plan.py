@@ -25,7 +25,7 @@ NOTE_SELF = "note_self"
 SWEEP, FIND_EXISTING, RECEIVE = "sweep", "find_existing", "receive"
 UNATTACHED_PROGRAMS = (SWEEP, NOTE_SELF)
 """Loaded to be run, or attached by others."""
-PINNED_MAPS = ("events", "names", "counters", "sockets")
+PINNED_MAPS = ("events", "names", "counters", "sockets", "named_cgroups", "dials")
 SOCKET_COOKIE_SINCE = (5, 12)
 
 
@@ -49,6 +49,7 @@ def plan_of(options: ProbeOptions, environment: tiers.Environment, tier: tiers.T
             "names": options.names_ring_bytes,
             "sockets": options.sockets_max,
             "named_cgroups": options.cgroups_max,
+            "dials": options.connects_max,
             **{name: len(entries) for name, entries in filters.items()},
         },
         options={

@@ -17,8 +17,9 @@ import structlog
 
 from collector.errors import BccError, CapabilityError, NoBtfError, SettingsError, VerifierError
 from collector.node import core, tiers
-from collector.node.abi import EVENT, Counter
+from collector.node.abi import EVENT
 from collector.node.cgroups import Cgroups, Journal
+from collector.node.counters import Counters
 from collector.node.existing import IteratorPass, SweepPass, Walks
 from collector.node.filters import Filters
 from collector.node.pins import PinFolder, life_of
@@ -42,6 +43,8 @@ DEFAULT_OBJECT = Path(__file__).resolve().parents[2] / "build/bpf/podwire.bpf.o"
 KNOWN_PER_NAMED = 8
 """We remember so many times more cgroups than the kernel remembers having told."""
 PAGE_BYTES = 4096
+NAMED_BYTES = 1
+"""Value of `named_cgroups` in bpf/maps.h."""
 SWEEP_KEYS = 12
 """bpf/existing.h"""
 _log = structlog.get_logger()
@@ -58,6 +61,7 @@ class ProbeOptions:
         names_ring_bytes: size of the cgroup names ring, a power of two; 920 bytes per cgroup.
         sockets_max: connections followed at once; 250 bytes of kernel memory each.
         cgroups_max: cgroups whose name the kernel remembers having told.
+        connects_max: calls of connect() under way that the kernel remembers; the longest unasked are forgotten.
         filter_loopback: leave out connections with an end in 127/8, ::1 or ::ffff:127/8.
         filter_own: leave out this process's own connections; a server end's is known from accept() on.
         filters: what else to leave out.
@@ -74,6 +78,7 @@ class ProbeOptions:
     names_ring_bytes: int = 1 << 20
     sockets_max: int = 65_536
     cgroups_max: int = 16_384
+    connects_max: int = 8192
     filter_loopback: bool = True
     filter_own: bool = False
     filters: Filters = field(default_factory=Filters)
@@ -120,9 +125,8 @@ class Probes:
         self.events = EventRing(descriptors["events"], options.ring_bytes)
         self.life = life_of(descriptors["events"])
         self._names = NameRing(descriptors["names"], options.names_ring_bytes)
-        self._counters = descriptors["counters"]
+        self._counters = Counters(descriptors)
         self._descriptors = descriptors
-        self._programs = {name: number for name, number in descriptors.items() if "program_" in name}
         self._walks = Walks(
             find_existing=self._walk_files if f"link_{FIND_EXISTING}" in descriptors else None,
             sweep=self._walk_sockets,
@@ -179,9 +183,11 @@ class Probes:
             core.runner(descriptors[f"program_{NOTE_SELF}"])()
         cgroups = _cgroups(options)
         cgroups.restore()
-        return cls(
+        probes = cls(
             tier=tier, descriptors=descriptors, options=options, cgroups=cgroups, loaded=None, pins=pins
         )
+        probes._hear_names_again()
+        return probes
 
     @classmethod
     def _load_best(
@@ -240,6 +246,11 @@ class Probes:
             probes._pin(pins, plan)
         return probes
 
+    @property
+    def pinned(self) -> bool:
+        """Whether the probes, and what is in their ring, outlive this process."""
+        return self._pins is not None and "pinning" not in self.refused
+
     def _pin(self, pins: PinFolder, plan: core.LoadPlan) -> None:
         """Pin maps, then links: whoever finds all links finds all maps."""
         assert self._loaded
@@ -260,21 +271,23 @@ class Probes:
         end. A probe submits a name before the event, so a name can be early but never late.
         """
         limit = self.events.producer_position()
-        self.cgroups.learn(self._names.drain())
-        self._names.release(self._names.read_position)
+        self._learn_names()
         return self.events.read_until(limit, records_max)
 
-    def counters(self) -> dict[str, int]:
-        """Return the kernel's counters since the probes were loaded, by the names of enum podwire_counter.
+    def _learn_names(self) -> None:
+        self.cgroups.learn(self._names.drain())
+        self._names.release(self._names.read_position)
 
-        `skipped_runs` is not among them: runs of probes that the kernel left out because the same probe ran on that
-        CPU, and that no second probe can have made up for. An upper bound of what the probes were not shown.
-        """
-        names = [counter.name.lower() for counter in Counter if counter is not Counter.COUNTERS]
-        counts = dict(zip(names, core.sum_over_cpus(self._counters, len(names)), strict=True))
-        skipped = {name: core.skipped_runs(number) for name, number in self._programs.items()}
-        copies = [skipped.pop(name) for name in list(skipped) if name.startswith("program_state_")]
-        return counts | {"skipped_runs": min(copies) + sum(skipped.values())}
+    def _hear_names_again(self) -> None:
+        """Let the kernel forget to have told what a predecessor's journal, which may be gone, does not have."""
+        self._learn_names()
+        told = self._descriptors["named_cgroups"]
+        keys = [int(key) for some, _ in core.map_entries(told, NAMED_BYTES) for key in some]
+        core.delete_keys(told, [key for key in keys if self.cgroups.path(key) is None])
+
+    def counters(self) -> dict[str, int]:
+        """Return the kernel's counters since the probes were loaded, as `Counters.read` does."""
+        return self._counters.read()
 
     def tend(self, now_s: float) -> int:
         """Ask a little for EXISTING and PROGRESS at monotonic time `now_s`; return how many events were made."""
@@ -293,7 +306,8 @@ class Probes:
             row[: len(keys)] = keys
             return run()
 
-        return SweepPass(core.map_keys(self._descriptors["sockets"], EVENT.itemsize), look_at, SWEEP_KEYS)
+        entries = core.map_entries(self._descriptors["sockets"], EVENT.itemsize)
+        return SweepPass((keys for keys, _ in entries), look_at, SWEEP_KEYS)
 
     def detach(self) -> None:
         """Stop the probes; what is in the rings can still be read."""

@@ -123,13 +123,13 @@ def collect(settings: Settings, origin: Origin, probes: Probes, spool: Spool, st
                 collector.start_reading(batcher, Reporter(producer, origin, probes.tier, start_up.ids.report))
             publisher.is_open = start_up.topics_ready
             turn_and_wait(collector, publisher, stop)
-        if not (settings.pin_dir and (settings.keep_probes or not collector.is_reading())):
+        if not (probes.pinned and (settings.keep_probes or not collector.is_reading())):
             probes.detach()
         collector.finish(time.monotonic() + settings.drain_timeout_s, publisher.poll)
     except FatalError:
         if publisher.is_open:  # else the topics may be other ones than the batches were made for
             publisher.finish()
-        if settings.pin_dir is None:  # what is in a pinned ring waits for the next process
+        if not probes.pinned:  # what is in a pinned ring waits for the next process
             probes.detach()
         raise
     finally:

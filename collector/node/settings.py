@@ -37,6 +37,9 @@ class ProbeSettings(PodwireSettings):
     )
     sockets_max: int = Field(65_536, ge=64, description="connections that the probes follow at the same time")
     cgroups_max: int = Field(16_384, ge=64, description="cgroups whose names the probes remember having told")
+    connects_max: int = Field(
+        8192, ge=64, description="calls of connect() under way at once that the probes remember"
+    )
     filter_loopback: bool = Field(True, description="leave out connections to 127.0.0.0/8 and ::1")
     filter_own: bool = Field(True, description="leave out the collector's own connections")
     only_ports: str = Field("", description="server ports to follow, others are left out: 443,8000-8099")
@@ -113,6 +116,7 @@ class ProbeSettings(PodwireSettings):
             names_ring_bytes=self.names_ring_bytes,
             sockets_max=self.sockets_max,
             cgroups_max=self.cgroups_max,
+            connects_max=self.connects_max,
             filter_loopback=self.filter_loopback,
             filter_own=self.filter_own,
             filters=self._filters(),
@@ -172,7 +176,9 @@ class Settings(PinSettings, ProbeSettings, CollectorSettings):
     )
     state_dir: Path = Field(Path("/var/lib/podwire"), description="folder for the spool and for cgroup names")
     keep_probes: bool = Field(
-        False, description="leave pinned probes attached at an orderly end, for an upgrade"
+        True,
+        description="leave pinned probes attached at an orderly end, so that a restart repeats no OPEN or EXISTING; "
+        "false removes them, for the last run on a node",
     )
     spool_after_ms: int = Field(
         2000,

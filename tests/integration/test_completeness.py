@@ -235,11 +235,15 @@ def test_audit_without_kafka_or_with_nonsense_has_its_own_exit_status(
 
 
 @needs_kernel
-@pytest.mark.parametrize("pinned", [True, False], ids=["pinned", "not_pinned"])
-def test_killed_collector_is_a_gap_unless_its_probes_were_pinned(
-    audited: Audited, tmp_path: Path, wire: tuple[str, str], pinned: bool
+@pytest.mark.parametrize(
+    ("how", "pinned"),
+    [(signal.SIGKILL, True), (signal.SIGTERM, True), (signal.SIGKILL, False)],
+    ids=["killed", "restarted", "killed_not_pinned"],
+)
+def test_ended_collector_is_a_gap_unless_its_probes_were_pinned(
+    audited: Audited, tmp_path: Path, wire: tuple[str, str], how: signal.Signals, pinned: bool
 ) -> None:
-    """After kill -9 the successor of pinned probes proves that time too; without pins it is a gap of unknown count."""
+    """The successor of pinned probes proves that time too; without pins a kill -9 is a gap of unknown count."""
     worker, node = audited.work(), new_node()
     settings: dict[str, object] = {
         "node": node,
@@ -263,7 +267,7 @@ def test_killed_collector_is_a_gap_unless_its_probes_were_pinned(
         start = time.time()
         connect(wire, 20)
         audited.await_audit(EXIT_COMPLETE, start + 0.3, start + 0.5, node)
-        first.end(signal.SIGKILL)
+        first.end(how)
         connect(wire, 20)
         second = Collector(tmp_path, audited.bootstrap, **settings)
         cleanup.callback(ended, second)

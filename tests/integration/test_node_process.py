@@ -9,11 +9,14 @@ import subprocess
 import sys
 import urllib.request
 import uuid
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from collector.errors import SettingsError, TopicError
 from collector.node.probes import DEFAULT_OBJECT
@@ -21,9 +24,12 @@ from podwire import topics
 from podwire.demo.broker import free_port
 from schemas import catalog, codec
 from tests.integration.test_node_delivery import batches_of, messages
+from tests.kernel.node import Namespace
+from tests.kernel.node import wire as join
 from tests.waiting import until
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     from tests.conftest import RunningBroker
@@ -125,6 +131,16 @@ def wire() -> Iterator[tuple[str, str]]:
         yield names
 
 
+@pytest.fixture
+def pins(tmp_path: Path) -> Iterator[Path]:
+    """A bpffs of its own; what is pinned there goes with it."""
+    place = tmp_path / "bpf"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
 def connect(wire: tuple[str, str], times: int) -> None:
     """Make that many connections, one after the other, each echoed and closed by both ends."""
     server = (
@@ -188,11 +204,17 @@ def test_topic_with_other_partitions_is_refused(bootstrap: str, tmp_path: Path) 
 def test_kafka_that_is_not_there_is_waited_for_and_said_once(tmp_path: Path) -> None:
     """Without Kafka the probes run and the process is healthy; one line says what is missing; SIGTERM ends it."""
     collector = Collector(tmp_path, f"127.0.0.1:{free_port()}")
-    address = collector.await_line("started")["http"]
+    started = collector.await_line("started")
+    address = started["http"]
     with urllib.request.urlopen(f"http://{address}/healthz") as answer:
         assert answer.read() == b"ok\n"
     with urllib.request.urlopen(f"http://{address}/metrics") as answer:
-        assert b"podwire_node_build_info" in answer.read()
+        families = {one.name: one for one in text_string_to_metric_families(answer.read().decode())}
+    assert families["podwire_node_build_info"].samples[0].labels["tier"] == started["tier"]
+    refused = families["podwire_node_refused"].samples
+    assert {one.labels["what"]: one.labels["reason"] for one in refused} == {
+        what: shorten(reason, 200) for what, reason in started["refused"].items()
+    }
     collector.await_line("waiting")
     assert collector.end() == 0
     assert len(collector.lines("waiting")) == 1
@@ -229,14 +251,10 @@ def test_connections_reach_kafka_and_the_counts_are_exact(
 
 @needs_kernel
 def test_killed_collector_misses_nothing_when_its_probes_are_pinned(
-    bootstrap: str, tmp_path: Path, wire: tuple[str, str]
+    bootstrap: str, tmp_path: Path, wire: tuple[str, str], pins: Path
 ) -> None:
     """Connections before, during and after a kill -9 are all in Kafka once the collector is back."""
-    pins = tmp_path / "bpf"
-    pins.mkdir()
     with ExitStack() as cleanup:
-        subprocess.run(["mount", "-t", "bpf", "bpf", str(pins)], check=True)
-        cleanup.callback(subprocess.run, ["umount", str(pins)], check=True)
         settings = {"pin_dir": pins / "podwire", "state_dir": tmp_path / "state"}
         first = Collector(tmp_path, bootstrap, **settings)
         cleanup.callback(first.process.kill)
@@ -251,3 +269,60 @@ def test_killed_collector_misses_nothing_when_its_probes_are_pinned(
         connect(wire, 20)
         until(lambda: kinds(bootstrap, first.node) == expected(60), "60 connections", said=second.said)
         assert second.end() == 0
+
+
+@needs_kernel
+def test_restarted_collector_goes_on_with_its_sockets(bootstrap: str, tmp_path: Path, pins: Path) -> None:
+    """Over SIGTERM and a new start nothing is told again; what opened or closed in between is told once."""
+    with ExitStack() as cleanup:
+        ends = Namespace("c"), Namespace("s")
+        for namespace in ends:
+            cleanup.callback(namespace.remove)
+        join(*ends, 77)
+        settings = {
+            "pin_dir": pins / "podwire",
+            "state_dir": tmp_path / "state",
+            "only_netns": f"{ends[0].inode},{ends[1].inode}",
+        }
+        before = connected(*ends)
+        first = Collector(tmp_path, bootstrap, **settings)
+        cleanup.callback(first.process.kill)
+        first.await_line("topics_found")
+        seen = connected(*ends)
+        until(lambda: len(told(bootstrap, first.node)) >= 4, "EXISTING and opens", said=first.said)
+        assert first.end() == 0
+        for end in seen:
+            end.close()
+        between = connected(*ends)
+        second = Collector(tmp_path, bootstrap, node=first.node, keep_probes=False, **settings)
+        cleanup.callback(second.process.kill)
+        assert second.await_line("started")["reused_probes"]
+        second.await_line("topics_found")
+        for end in (*before, *between):
+            end.close()
+        until(lambda: closes(told(bootstrap, first.node)) >= 6, "CLOSE of all ends", said=second.said)
+        assert second.end() == 0
+        assert not (pins / "podwire").exists()
+    events = told(bootstrap, first.node)
+    assert set(events.values()) == {1}, events
+    assert Counter(kind for kind, _, _ in events) == {"EXISTING": 2, "CONNECT": 2, "ACCEPT": 2, "CLOSE": 6}
+
+
+def connected(client: Namespace, server: Namespace) -> tuple[socket.socket, socket.socket]:
+    """Return both ends of a connection between two namespaces."""
+    listener = server.listen("10.91.77.2")
+    dialler = client.connect(*listener.getsockname())
+    accepted, _ = listener.accept()
+    listener.close()
+    return dialler, accepted
+
+
+def told(bootstrap: str, node: str) -> Counter[tuple[str, str, int]]:
+    """Return how often each event came, by type, role and socket; repeats count."""
+    events = (event for batch in batches_of(bootstrap, node) for event in batch["events"])
+    return Counter((event["type"], event["role"], event["socket_cookie"]) for event in events)
+
+
+def closes(events: Counter[tuple[str, str, int]]) -> int:
+    """Return how many of the events are CLOSE."""
+    return sum(count for (kind, _, _), count in events.items() if kind == "CLOSE")

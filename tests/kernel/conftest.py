@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,15 @@ from tests.kernel.scenarios import CELL, SCENARIOS
 from tests.kernel.wire import HeldWire
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.kernel.scenarios import Scenario
 
 TIERS = os.environ.get("PODWIRE_TEST_TIER", "auto").split(",")
 TRACEFS = Path("/sys/kernel/tracing")
+SUMS = "sums"
+EVENT_LOSSES = ("lost_ring_full", "lost_socket_map_full", "lost_missed_open", "lost_missed_close")
+AssertExact = Callable[[Probes, int], dict[str, int]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -98,6 +102,37 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     terminal = session.config.pluginmanager.get_plugin("terminalreporter")
     if terminal and session.config.get_verbosity() > 0:
         session.config.pluginmanager.register(Cells(terminal))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the sums that tests checked, whatever became of them."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    sums = [(one.nodeid, text) for one in reports for name, text in one.user_properties if name == SUMS]
+    if sums:
+        terminalreporter.section("attempted = received + lost")
+        for test, text in sums:
+            terminalreporter.write_line(f"{test.rpartition('::')[2]}: {text}")
+
+
+@pytest.fixture
+def assert_exact(record_property: Callable[[str, object], None]) -> AssertExact:
+    """Check the books of probes, which must stand still, against the events received; return the counters.
+
+    The sum is printed at the end of pytest's output.
+    """
+
+    def check(probes: Probes, received: int) -> dict[str, int]:
+        counters = probes.counters()
+        lost = {reason: counters[reason] for reason in EVENT_LOSSES}
+        beside = {name: count for name, count in counters.items() if name not in {"attempted", *lost}}
+        beside["names_told_again"] = probes.cgroups.told_again
+        reasons = ", ".join(f"{name} {count:,}" for name, count in (lost | beside).items() if count)
+        total = f"{counters['attempted']:,} = {received:,} + {sum(lost.values()):,}"
+        record_property(SUMS, f"{total} ({reasons or 'nothing lost'})")
+        assert counters["attempted"] == received + sum(lost.values())
+        return counters
+
+    return check
 
 
 @pytest.fixture

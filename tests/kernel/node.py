@@ -266,6 +266,11 @@ class Watch:
         self.events = np.concatenate([self.events, fresh[np.isin(fresh["netns_ino"], self.inodes)]])
         return self.events
 
+    def stop(self) -> None:
+        """Stop the probes and read what is left, so that the counts stand still."""
+        self.probes.detach()
+        self.pull()
+
     def select(self, kind: EventType, role: Role | None = None) -> list[np.void]:
         """Return the events so far of a type, and of a role."""
         events = self.pull()

@@ -19,8 +19,8 @@ from typing import Any
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-START_DEADLINE_S = 120
-"""Python, numpy and the verifier take their time in an emulated guest."""
+START_DEADLINE_S = 240
+"""Python, numpy, the verifier and BCC's compiler take their time in an emulated guest."""
 
 
 @dataclass(frozen=True)

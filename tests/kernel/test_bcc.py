@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from collector.errors import BccError, MemlockError, VerifierError
+from collector.errors import BccError, MemlockError, NoBtfError, VerifierError
 from collector.node import bcc
 from collector.node.abi import ClosedBy, EventType, Owner, Role
 from collector.node.probes import ProbeOptions, Probes
-from collector.node.tiers import KPROBE_EVENTS
+from collector.node.tiers import BTF_FILE, KPROBE_EVENTS, NAMES
 from tests.kernel import (
     test_accept,
     test_close,
@@ -26,6 +27,7 @@ from tests.kernel import (
     test_owner,
 )
 from tests.kernel.node import Since, Watch, text
+from tests.kernel.printing import Printing, Surrounding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -190,3 +192,42 @@ def test_ring_that_the_kernel_refuses_is_told(shared_probes: bcc.BccProbes) -> N
     """Which map, and what to change."""
     with pytest.raises(MemlockError, match=r"events.*make ring_bytes smaller"):
         bcc.open(ProbeOptions(state_dir=None, ring_bytes=1 << 40))
+
+
+# ---- a node without BTF: the collector's own choice ----
+
+no_headers = not (bcc.MODULES / platform.release() / "build").is_dir() and not bcc.KERNEL_ARCHIVE.exists()
+
+
+@pytest.fixture
+def without_btf() -> Iterator[Printing]:
+    """A collector to which the kernel shows no type information; it takes the best tier."""
+    printing = Printing(Surrounding("mount -t tmpfs none /sys/kernel/btf"))
+    yield printing
+    printing.stop()
+
+
+@pytest.mark.skipif(no_headers, reason="the kernel has no headers here, which a choice of bcc needs")
+def test_node_without_btf_gets_bcc(without_btf: Printing, client: Namespace, server: Namespace) -> None:
+    """Nobody asked for it: the better tiers are refused for the lack of BTF, and connections are told."""
+    started = without_btf.log("started")
+    assert started["tier"] == "bcc"
+    for tier in NAMES[:-1]:
+        assert "no BTF" in started["refused"][tier]
+    test_losses.talk(client, server, "10.91.1.2", 1)
+    opened = without_btf.of(client.inode, "CONNECT")
+    assert (opened["pid"], opened["tcp_key"]) == (
+        os.getpid(),
+        without_btf.of(server.inode, "ACCEPT")["tcp_key"],
+    )
+    assert without_btf.end() == 0
+
+
+@pytest.mark.skipif(not no_headers, reason="the kernel has headers here, and bcc works")
+def test_node_without_btf_and_headers_is_told_both(without_btf: Printing) -> None:
+    """The tier bcc was tried, as nothing else could be: the fatal line names BTF, the headers, and both remedies."""
+    assert without_btf.wait() == NoBtfError.exit_code
+    (fatal,) = (line for line in without_btf.logs if line["event"] == "fatal")
+    for words in (str(BTF_FILE), f"no headers of the kernel {platform.release()}", "CONFIG_DEBUG_INFO_BTF"):
+        assert words in fatal["message"]
+    assert "apt-get install linux-headers" in fatal["message"]

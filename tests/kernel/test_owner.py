@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from collector.node.probes import Probes
+    from tests.kernel.conftest import AssertExact
     from tests.kernel.node import Cgroup, Namespace
     from tests.kernel.scenarios import Scenario
 
@@ -132,6 +133,7 @@ def test_full_names_ring_is_counted_and_told_again(
     server: Namespace,
     make_cgroup: Callable[[str], Cgroup],
     make_process: Callable[..., Process],
+    assert_exact: AssertExact,
 ) -> None:
     """With room for four names no event is lost, and a cgroup whose name found no room is told at its next event."""
     watch = Watch(open_probes(names_ring_bytes=4096), client, server)
@@ -153,6 +155,8 @@ def test_full_names_ring_is_counted_and_told_again(
     events = watch.count(EventType.CLOSE, Role.CLIENT, 9)
     assert watch.probes.cgroups.path(int(events[-1]["cgroup_id"])).endswith("/few/7")
     listener.close()
+    watch.stop()
+    assert_exact(watch.probes, watch.received)
 
 
 def test_tp_btf_tier_tells_accept_at_establishment(

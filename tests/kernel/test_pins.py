@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from collector.errors import SettingsError
+from collector.node import core
 from collector.node.abi import EventType, Role
 from tests.kernel.node import Watch, pair
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -144,6 +147,56 @@ def test_detach_removes_the_pins(open_probes: Callable[..., Probes], pin_dir: Pa
     assert list(pin_dir.iterdir())
     probes.close()
     assert not pin_dir.exists()
+
+
+def test_removed_folder_ends_the_probes(
+    open_probes: Callable[..., Probes], client: Namespace, server: Namespace, pin_dir: Path
+) -> None:
+    """After an orderly end the probes run on; `rm -r` of the folder is all that it takes to be rid of them."""
+    probes = open_probes(pin_dir=pin_dir)
+    counters = os.dup(probes._descriptors["counters"])
+
+    def attempts() -> int:
+        before = core.sum_over_cpus(counters, 1)[0]
+        connect_once(client, server)
+        return core.sum_over_cpus(counters, 1)[0] - before
+
+    probes.close(detach=False)
+    assert attempts() >= 4
+    subprocess.run(["rm", "-r", pin_dir], check=True)
+    until(lambda: attempts() == 0, "probes that stand still")
+    os.close(counters)
+
+
+def test_names_are_told_again_where_the_journal_is_gone(
+    open_probes: Callable[..., Probes],
+    make_cgroup: Callable[[str], Cgroup],
+    make_process: Callable[..., Process],
+    client: Namespace,
+    server: Namespace,
+    pin_dir: Path,
+    tmp_path: Path,
+) -> None:
+    """A successor with an empty state folder learns the name of a cgroup that its predecessor was told."""
+    listener = server.listen("10.91.1.2", 64)
+    cgroup = make_cgroup("/told")
+
+    def told_path(watch: Watch) -> str | None:
+        process = make_process(client, cgroup)
+        process.start("connect", "10.91.1.2", listener.getsockname()[1])
+        process.expect("ready")
+        connect = watch.one(EventType.CONNECT, Role.CLIENT)
+        return watch.probes.cgroups.path(int(connect["cgroup_id"]))
+
+    first = open_probes(pin_dir=pin_dir)
+    path = told_path(Watch(first, client))
+    assert path
+    assert path.endswith(cgroup.path)
+    first.close(detach=False)
+    second = open_probes(pin_dir=pin_dir, state_dir=tmp_path / "other")
+    assert second.reused
+    assert told_path(Watch(second, client)) == path
+    listener.close()
 
 
 def test_second_collector_is_refused(open_probes: Callable[..., Probes], pin_dir: Path) -> None:

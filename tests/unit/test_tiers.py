@@ -204,7 +204,14 @@ def test_pin_folder_is_on_a_bpffs(folder: str, expected: bool) -> None:
 
 
 def test_refused_tiers_are_in_the_metrics() -> None:
-    """One sample for each, so that an alert can find nodes that run a lesser tier; the reason is in the log."""
-    registry = Metrics("tracepoint", "1", {"fentry": "no trampolines"}).registry
-    assert registry.get_sample_value("podwire_node_refused", {"what": "fentry"}) == 1
-    assert registry.get_sample_value("podwire_node_refused", {"what": "kprobe"}) is None
+    """One sample for each with its reason, of bounded length, so that an alert finds nodes that run a lesser tier."""
+    (family,) = (
+        family
+        for family in Metrics("tp_btf", "1", {"fentry": "no trampolines", "kprobe": "no\n" * 200}).collect()
+        if family.name == "podwire_node_refused"
+    )
+    reasons = {sample.labels["what"]: sample.labels["reason"] for sample in family.samples}
+    assert reasons.keys() == {"fentry", "kprobe"}
+    assert reasons["fentry"] == "no trampolines"
+    assert reasons["kprobe"].startswith("no no no ")
+    assert len(reasons["kprobe"]) <= 200
