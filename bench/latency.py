@@ -31,9 +31,9 @@ def one_run(pipeline: Pipeline, address: str, connections: int, pause_ms: int) -
     reader = FlowReader(pipeline.broker.bootstrap, CatalogIds())
     seen: dict[tuple[int, int], int] = {}
     ended = threading.Event()
+    start = {partition: high for partition, (_, high) in reader.bounds().items()}
 
     def follow() -> None:
-        start = {partition: high for partition, (_, high) in reader.bounds().items()}
         for flow in reader.read(start, ended.is_set):
             if flow is not None and flow["record_type"] == "OPEN":
                 seen[(flow["client_pid"], flow["client_port"])] = time.time_ns()
@@ -53,7 +53,7 @@ def one_run(pipeline: Pipeline, address: str, connections: int, pause_ms: int) -
     follower.join()
     reader.close()
     missing = [one for one in made if (one["pid"], one["port"]) not in seen]
-    assert not missing, f"{len(missing)} of {len(made)} connections did not come out"
+    assert not missing, f"{len(missing)} of {len(made)} connections did not come out, the first {missing[0]}"
     return [(seen[(one["pid"], one["port"])] - one["begin_unix_ns"]) / 1e6 for one in made]
 
 

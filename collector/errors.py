@@ -1,6 +1,7 @@
 """Fatal causes of both collectors, each with an exit code of its own, and how they are reported.
 
-Raised anywhere in the collectors, turned into an exit code by `collector.__main__` alone.
+Raised anywhere in the collectors, turned into an exit code by `collector.__main__` alone. Codes from 10 to 22 are for
+what no restart mends, higher ones for what one may mend.
 """
 
 from __future__ import annotations

@@ -10,8 +10,6 @@ STAMPS=build/stamps
 VENV=.venv
 PATH=$PATH:/usr/sbin:/sbin
 exec {IDLE}<> <(:) # never readable: what `step` waits on between two dots
-mkdir -p "$STAMPS"
-: >"$LOG"
 
 fail() {
     printf 'failed\n\n%s\n' "$1" >&2
@@ -111,6 +109,15 @@ make_venv() {
     pwd >"$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/podwire-checkout.pth"
 }
 
+# What no set-up mends (the user, capabilities, BTF) is said before anything is installed, or once there is a Python.
+ask_machine() {
+    [ "${PODWIRE_SETUP_FOR:-}" != demo ] || "$(python_command)" -m podwire.demo.preflight
+}
+
+if command -v "$(python_command)" >/dev/null; then ask_machine; fi
+mkdir -p "$STAMPS"
+: >"$LOG"
+
 mapfile -t packages < <(missing_packages)
 if ((${#packages[@]} == 0)); then
     present 1 "System packages"
@@ -122,6 +129,7 @@ elif ! command -v apt-get >/dev/null; then
     fail "Missing what Debian calls: ${packages[*]}. Install it with this system's package manager."
 else
     step 1 "System packages (${packages[*]})" install_packages "${packages[@]}"
+    ask_machine
 fi
 
 python=$(python_command)

@@ -165,7 +165,7 @@ def reference() -> str:
         settings(EnricherSettings),
         "",
         "## Exit codes",
-        "0 is an orderly end, 2 a wrong command line, 1 a defect of Podwire.",
+        "0 is an orderly end, 2 a wrong command line, 1 a defect of Podwire. A service's 10 to 22 are what no restart mends.",
         "",
     ]
     for name, module in (

@@ -1,6 +1,7 @@
 """Fatal causes of the enricher, each with an exit code of its own.
 
-Raised anywhere in the enricher, turned into an exit code by `enricher.__main__` and by `app`'s fail-stop.
+Raised anywhere in the enricher, turned into an exit code by `enricher.__main__` and by `app`'s fail-stop. Codes from 10
+to 22 are for what no restart mends, higher ones for what one may mend.
 """
 
 from __future__ import annotations

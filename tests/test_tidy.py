@@ -6,12 +6,20 @@ import ast
 import importlib.util
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from collector import errors as collector_errors
 from enricher import errors as enricher_errors
+from podwire import audit
+from podwire.demo import errors as demo_errors
+from podwire.demo.processes import PERMANENT
+from podwire.replay import errors as replay_errors
 from schemas import catalog
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("collector", "enricher", "schemas", "podwire")
@@ -89,16 +97,41 @@ def test_bpf_sources_stay_short() -> None:
         assert len(path.read_text().splitlines()) <= 250, path.name
 
 
+def exit_codes(module: ModuleType) -> dict[str, int]:
+    """Return the exit codes that a module gives to causes, by the name of the class or constant."""
+    found = vars(module).items()
+    constants = {name: value for name, value in found if name.startswith("EXIT_") and isinstance(value, int)}
+    errors = {
+        name: value for name, value in found if isinstance(value, type) and issubclass(value, Exception)
+    }
+    return constants | {name: error.exit_code for name, error in errors.items() if "exit_code" in vars(error)}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [collector_errors, enricher_errors, demo_errors, replay_errors, audit],
+    ids=lambda module: module.__name__,
+)
+def test_exit_codes_are_distinct(module: ModuleType) -> None:
+    """Each fatal cause of a service or command has an exit code of its own."""
+    codes = exit_codes(module)
+    assert len(set(codes.values())) == len(codes) > 3
+
+
 @pytest.mark.parametrize("module", [collector_errors, enricher_errors], ids=lambda module: module.__name__)
-def test_exit_codes_are_distinct(module: object) -> None:
-    """Each fatal cause of a service has an exit code of its own."""
-    codes = [
-        value.exit_code
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Exception) and getattr(value, "exit_code", 1) != 1
-    ]
-    assert len(codes) == len(set(codes))
-    assert len(codes) > 3 or module is enricher_errors
+def test_demo_gives_no_exit_code_of_a_service_another_meaning(module: ModuleType) -> None:
+    """The demo ends with the status of the service that failed, so its own causes have other ones or mean the same."""
+    demo, service = exit_codes(demo_errors), exit_codes(module)
+    shared = {name for name, code in demo.items() if code in service.values()}
+    assert all(demo[name] == service.get(name) for name in shared)
+
+
+def test_exit_codes_say_whether_a_restart_mends_the_cause() -> None:
+    """Only what the operator must mend keeps a service down; the rest is started again."""
+    started_again = {"FatalError", "KafkaFatalError", "StalledError", "ProcessingError"}
+    of_replay = {"UnreachableError", "DeletedInputError"}
+    codes = exit_codes(collector_errors) | exit_codes(enricher_errors)
+    assert {name for name, code in codes.items() if code not in PERMANENT} == started_again | of_replay
 
 
 def test_reference_is_what_the_code_says() -> None:

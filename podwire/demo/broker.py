@@ -1,7 +1,7 @@
 """A real Apache Kafka on loopback from the jars in build/kafka (KRaft, one process a broker), for demo and tests.
 
 Owns the brokers' processes and data folders. Never creates topics. Where a Docker engine has Kafka's image,
-the demo (`podwire.demo.compose`) and the tests use that instead.
+the demo (`podwire.demo.compose`) and the tests (`tests.conftest`) use that instead.
 """
 
 from __future__ import annotations
@@ -62,6 +62,15 @@ def free_port(preferred: int = 0) -> int:
         except OSError:
             return free_port()
         return int(probe.getsockname()[1])
+
+
+def answers(bootstrap: str) -> bool:
+    """Return whether a broker answers there within a second."""
+    try:
+        AdminClient({"bootstrap.servers": bootstrap, "log_level": 0}).list_topics(timeout=1)
+    except KafkaException:
+        return False
+    return True
 
 
 class Broker:
@@ -140,16 +149,12 @@ class Broker:
     def await_answer(self) -> None:
         """Return once the broker answers; BrokerError if it ends or takes too long."""
         assert self._process is not None
-        admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
         deadline = time.monotonic() + START_SECONDS_MAX
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
-            try:
-                admin.list_topics(timeout=1)
-            except KafkaException:
-                continue
-            return
+            if answers(self.bootstrap):
+                return
         tail = (self._folder / "kafka.log").read_text(errors="replace")[-2000:]
         raise BrokerError(f"Kafka did not answer on {self.bootstrap}. The end of its log:\n{tail}")
 

@@ -1,7 +1,8 @@
 """Apache Kafka from docker-compose.yml, where a Docker engine answers and has the image or gets it in a minute.
 
 Owns the compose project `podwire-demo` while it runs. Never touches other containers or volumes. Called by
-`podwire.demo.run`; `podwire.demo.broker` is the way without an engine.
+`podwire.demo.run`; `podwire.demo.broker` is the way without an engine. The tests start the same service by
+testcontainers, which needs no compose command.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from podwire.demo.errors import BrokerError
 FILE = Path(__file__).parents[2] / "docker-compose.yml"
 PROJECT = "podwire-demo"
 IMAGE = "apache/kafka:4.1.1"
+"""The one that docker-compose.yml names."""
+
 ANSWER_SECONDS_MAX = 10.0
 PULL_SECONDS_MAX = 60.0
 START_SECONDS_MAX = 120.0
@@ -44,16 +47,17 @@ def _succeeds(*arguments: str, seconds_max: float) -> bool:
     return done is not None and done.returncode == 0
 
 
-def available() -> bool:
-    """Return whether an engine and its compose command answer, and the image is there or could be pulled in time."""
-    return (
-        _succeeds("version", seconds_max=ANSWER_SECONDS_MAX)
-        and _succeeds("compose", "version", seconds_max=ANSWER_SECONDS_MAX)
-        and (
-            _succeeds("image", "inspect", IMAGE, seconds_max=ANSWER_SECONDS_MAX)
-            or _succeeds("pull", "--quiet", IMAGE, seconds_max=PULL_SECONDS_MAX)
-        )
+def image_available() -> bool:
+    """Return whether an engine answers, and the image is there or could be pulled in time."""
+    return _succeeds("version", seconds_max=ANSWER_SECONDS_MAX) and (
+        _succeeds("image", "inspect", IMAGE, seconds_max=ANSWER_SECONDS_MAX)
+        or _succeeds("pull", "--quiet", IMAGE, seconds_max=PULL_SECONDS_MAX)
     )
+
+
+def available() -> bool:
+    """Return whether the engine's compose command answers, and the image is available."""
+    return _succeeds("compose", "version", seconds_max=ANSWER_SECONDS_MAX) and image_available()
 
 
 class ComposeBroker:

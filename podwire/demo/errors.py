@@ -41,7 +41,7 @@ class ObjectMissingError(DemoError):
 class ToolMissingError(DemoError):
     """A program that the demo calls is not installed."""
 
-    exit_code = 16
+    exit_code = 43
 
 
 class LabError(DemoError):

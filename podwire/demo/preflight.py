@@ -1,15 +1,17 @@
 """What the demo needs before it starts anything: root, capabilities, BTF, tools, the built object.
 
-Never changes anything. Called by `podwire.demo.run`.
+Never changes anything. Called by `podwire.demo.run`. As a program it asks for what can't be installed, before
+deploy/setup.sh installs the rest; therefore it gets by with the standard library.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
-from podwire.demo.errors import CapabilityError, NoBtfError, ObjectMissingError, ToolMissingError
+from podwire.demo.errors import CapabilityError, DemoError, NoBtfError, ObjectMissingError, ToolMissingError
 
 CAP_NET_ADMIN = 12
 CAP_SYS_ADMIN = 21
@@ -35,8 +37,8 @@ def lacking(mask: int) -> list[str]:
     return [name for name, bit in wanted.items() if not mask >> bit & 1]
 
 
-def check() -> None:
-    """Return when the demo can run here; raise the DemoError of the first thing that is missing."""
+def check_machine() -> None:
+    """Return when user and kernel will do; raise CapabilityError or NoBtfError of the first thing that is missing."""
     if os.geteuid() != 0:
         raise CapabilityError(
             "The demo attaches probes to the kernel, which only root may: run `sudo make demo`."
@@ -51,7 +53,26 @@ def check() -> None:
             f"{BTF} is missing: this kernel carries no BTF, which the probes are adapted with. "
             "Boot a kernel built with CONFIG_DEBUG_INFO_BTF=y (Debian's are, from 5.10)."
         )
+
+
+def check() -> None:
+    """Return when the demo can run here; raise the DemoError of the first thing that is missing."""
+    check_machine()
     if not OBJECT.exists():
         raise ObjectMissingError("The BPF object has not been built: run `make setup`.")
     if absent := [tool for tool in TOOLS if shutil.which(tool) is None]:
         raise ToolMissingError(f"Not installed: {', '.join(absent)}. Run `make setup`.")
+
+
+def main() -> int:
+    """Check user and kernel; return the demo's exit status."""
+    try:
+        check_machine()
+    except DemoError as error:
+        sys.stderr.write(f"podwire demo: {error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -36,8 +36,8 @@ PAUSE_SECONDS_MAX = 30.0
 RESTARTS_MAX = 3
 _POLL_SECONDS = 0.1
 
-# The collector's exit codes that no restart mends: capabilities, BTF, verifier, memory, ABI, object, settings, ids.
-PERMANENT = frozenset({10, 11, 12, 13, 14, 15, 20, 22})
+PERMANENT = range(10, 23)
+"""The services' exit codes for what no restart mends: their errors.py number such causes so."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -138,6 +138,18 @@ def test_tier_is_opened_by_its_name(
         assert probes.refused["tp_btf"] == "the settings ask for bcc"
     finally:
         probes.close()
+
+
+def test_sources_give_no_warning(monkeypatch: pytest.MonkeyPatch, shared_probes: bcc.BccProbes) -> None:
+    """As the Makefile demands of the other tiers' object; on a node a warning, perhaps of its headers, does no harm."""
+    plan = bcc.plan
+
+    def strict(*arguments: Any) -> dict[str, Any]:
+        told = plan(*arguments)
+        return told | {"cflags": [*told["cflags"], "-Wall", "-Werror"]}
+
+    monkeypatch.setattr(bcc, "plan", strict)
+    bcc.open(ProbeOptions(state_dir=None)).close()
 
 
 @pytest.mark.parametrize("python", ["/nonexistent/python3", sys.executable], ids=["no-python", "no-package"])

@@ -9,6 +9,7 @@ import pytest
 
 from podwire.demo import compose
 from podwire.demo.errors import BrokerError
+from tests.conftest import composed_kafka
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,3 +77,21 @@ def test_compose_file_publishes_the_same_image_on_loopback_only() -> None:
     text = compose.FILE.read_text()
     assert f"image: {compose.IMAGE}\n" in text
     assert '"127.0.0.1:${PODWIRE_KAFKA_PORT:-29092}:${PODWIRE_KAFKA_PORT:-29092}"' in text
+
+
+def test_tests_start_the_same_image_with_settings_for_their_port() -> None:
+    """Clients of the tests' container are sent to the port on loopback that it publishes."""
+    image, environment = composed_kafka(12345)
+    assert image == compose.IMAGE
+    assert environment["KAFKA_ADVERTISED_LISTENERS"] == "PLAINTEXT://127.0.0.1:12345"
+    assert "PLAINTEXT://:12345" in environment["KAFKA_LISTENERS"]
+    assert not any("$" in value for value in environment.values())
+
+
+@pytest.mark.usefixtures("called")
+def test_image_is_enough_for_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They start it by testcontainers, so an engine without the compose command will do."""
+    monkeypatch.setenv("FAILING", "compose")
+    assert compose.image_available()
+    monkeypatch.setenv("FAILING", "version")
+    assert not compose.image_available()

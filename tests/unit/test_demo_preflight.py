@@ -68,4 +68,4 @@ def test_check_names_missing_tools(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda tool: None if tool == "nft" else tool)
     with pytest.raises(ToolMissingError, match=r"nft. Run `make setup`") as raised:
         preflight.check()
-    assert raised.value.exit_code == 16
+    assert raised.value.exit_code == 43
