@@ -41,7 +41,9 @@ __all__ = [
 ]
 
 POLL_SECONDS = 0.5
-BATCH_MESSAGES = 500
+BATCH_MESSAGES = 50
+QUEUED_KBYTES = 8192
+"""A raw message may have 1 MB: what is read ahead counts in bytes, what is taken at once is little."""
 AHEAD_MS_MAX = 60_000
 QUEUE_MESSAGES_MAX = 1_000_000
 QUEUE_KBYTES_MAX = 262_144
@@ -252,6 +254,7 @@ class PartitionReader:
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
                 "auto.offset.reset": "earliest",
+                "queued.max.messages.kbytes": QUEUED_KBYTES,
                 "reconnect.backoff.max.ms": 2_000,
                 "log_level": 2,
             }
