@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 from confluent_kafka import TopicPartition
 
+from enricher.errors import StalledError
 from podwire.demo.broker import free_port
 from schemas import catalog
 from tests import halves
-from tests.integration.test_enricher_worker import PARTITIONS, Bench
+from tests.integration.test_enricher_worker import PARTITIONS, Bench, identities
+from tests.integration.test_node_delivery import Rig
 from tests.quotas import slowed
 from tests.waiting import until
 
@@ -133,3 +135,48 @@ def test_partition_that_waits_holds_up_no_other(bench: Bench) -> None:
         bench.read_until(lambda: len(bench.of(1, metadata)) == 1)
         assert worker.poll() is None
     assert (bench.of(1, metadata)[0]["client_pod"], bench.of(2, half)[0]["observed_by"]) == ("pod-1", "BOTH")
+
+
+STALL = {"PODWIRE_STALL_SECONDS": "5", "PODWIRE_METADATA_WAIT_MS": "200"}
+
+
+def said(bench: Bench) -> str:
+    """Return the last line of a worker's log, which tells why it ended."""
+    return bench.logs().splitlines()[-1]
+
+
+def test_worker_whose_output_is_not_taken_ends_itself(bench: Bench) -> None:
+    """Exit code 30 and a sentence that names the partition; its successor does what was left."""
+    bench.publish_pods()
+    worker = bench.start(**STALL)
+    try:
+        bench.send(bench.opened(1, 3), 3)
+        bench.read_until(lambda: len(bench.of(1, 3)) == 1)
+        with slowed(bench.bootstrap, client_id(bench, worker), 1):
+            for number in range(2, 12):
+                bench.send(bench.opened(number, 3), 3)
+                bench.producer.flush(10)
+            assert worker.wait(60) == StalledError.exit_code, bench.logs()
+    finally:
+        worker.kill()
+        worker.wait()
+    assert '"cause": "StalledError"' in said(bench)
+    assert f"Partition 3 of {catalog.RAW.name}" in said(bench)
+    with bench.enricher(**STALL):
+        bench.read_until(lambda: len(identities(bench.flows)) == 11)
+
+
+def test_worker_whose_completeness_records_are_not_taken_ends_itself(bench: Bench) -> None:
+    """Flows go out all the while, but nobody could prove any more that none is missing."""
+    worker = bench.start(**STALL)
+    node = Rig(bench.bootstrap, bench.folder / "node", cluster=halves.CLUSTER, report_interval_s=0.3)
+    try:
+        until(lambda: "completeness_begins" in bench.logs(), "a joiner", said=bench.logs)
+        with slowed(bench.bootstrap, f"{bench.group}-completeness-{worker.pid}", 1):
+            node.turn_until(lambda: worker.poll() is not None)
+    finally:
+        node.finish()
+        worker.kill()
+        worker.wait()
+    assert worker.returncode == StalledError.exit_code, bench.logs()
+    assert f"Partition 0 of {catalog.COLLECTOR.name}" in said(bench) or catalog.COVERAGE.name in said(bench)
