@@ -154,7 +154,7 @@ class Worker:
             return
         taken = RawMessage(message.offset, round(message.timestamp * 1000), message.key, message.value)
         self._engine.take(partition, taken, event.ack, wall_ms(), halves)
-        while self._is_full():
+        while self.is_full:
             self._room.clear()
             await self._room.wait()
 
@@ -170,7 +170,9 @@ class Worker:
                 await asyncio.sleep(RETRY_SECONDS)  # the registry tells nobody that it is back
         return None
 
-    def _is_full(self) -> bool:
+    @property
+    def is_full(self) -> bool:
+        """Whether input pauses until some of what is on its way is delivered."""
         engine, settings = self._engine, self._settings
         return (
             engine.output.in_flight > settings.in_flight_max or engine.waiting_metadata > settings.waiting_max
@@ -180,7 +182,7 @@ class Worker:
         """Take metadata and delivery reports at every tick."""
         while not self.app.should_stop:
             self._engine.tick(self._metadata.drain(), wall_ms())
-            if not self._is_full():
+            if not self.is_full:
                 self._room.set()
             await asyncio.sleep(TICK_SECONDS)
 
@@ -194,7 +196,7 @@ class Worker:
                 if not self._engine.has_idle_halves(partition, now_ms):
                     continue
                 try:
-                    end = await asyncio.to_thread(self._reader.end, partition.number)
+                    _, end = await asyncio.to_thread(self._reader.bounds, partition.number)
                 except KafkaException:
                     continue  # nobody knows the end while the broker is away; asked again at the next round
                 if end == partition.position and not partition.dropped:

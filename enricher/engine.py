@@ -47,6 +47,7 @@ class Partition:
         position: offset of the message expected next; None before the first where nothing is committed.
         entries: unacknowledged messages and idle rounds, oldest first.
         unsettled: batches of which halves may still wait.
+        unacknowledged: messages taken and not acknowledged.
         dropped: set when it was revoked: nothing of it is sent or acknowledged any more.
     """
 
@@ -55,7 +56,13 @@ class Partition:
     position: int | None = None
     entries: deque[Entry] = field(default_factory=deque)
     unsettled: Unsettled = field(default_factory=Unsettled)
+    unacknowledged: int = 0
     dropped: bool = False
+
+    @property
+    def head(self) -> int | None:
+        """Offset of the first message that is not acknowledged; None while no offset is known."""
+        return None if self.position is None else self.position - self.unacknowledged
 
 
 class RawMessage(NamedTuple):
@@ -103,12 +110,14 @@ class Engine:
         counts: what happened so far.
         corrections: what went out unsettled.
         closing: set when an orderly end began: Coverage is told without delay.
+        read_again: messages read for warm-ups.
     """
 
     def __init__(
         self, limits: Limits, ids: SchemaIds, history: History, builder: FlowBuilder, output: Output
     ) -> None:
         self.closing = False
+        self.read_again = 0
         self._done: list[tuple[Partition, Callable[[], None]]] = []
         self._settled: list[coverage.Batch] = []
         self._rounds: deque[_Round] = deque()
@@ -189,6 +198,7 @@ class Engine:
         pairing = partition.pairing = Pairing(self._limits.window_ms, PairCounts())
         unsettled = partition.unsettled = Unsettled()
         for append_ms, value in messages:
+            self.read_again += 1
             before = pairing.counts.repeats
             halves = self.cut(partition.number, value)
             header, foreign = self._header(value, halves)
@@ -233,6 +243,7 @@ class Engine:
             halves = self.cut(partition.number, message.value)
         entry = Entry(self.output, ack)
         partition.entries.append(entry)
+        partition.unacknowledged += 1
         partition.position = message.offset + 1
         self.counts.batches += 1
         header, foreign = self._header(message.value, halves)
@@ -294,6 +305,7 @@ class Engine:
             for partition, ack in self._rounds.popleft().acks:
                 if not partition.dropped:
                     ack()
+                    partition.unacknowledged -= 1
 
     def _tell_coverage(self, now_ms: int) -> None:
         """Send the Coverage of what was settled; the messages that are done are acknowledged after it is delivered."""

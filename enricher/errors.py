@@ -41,7 +41,7 @@ class SchemaIdError(FatalError):
 
 
 class StalledError(FatalError):
-    """Messages wait and none was processed for too long: the consumer is stuck, a restart helps."""
+    """Messages wait in a partition and nothing of it got done for too long: a restart helps where we are stuck."""
 
     exit_code = 30
 

@@ -47,6 +47,8 @@ class Joiner:
 
     Attributes:
         undecided: intervals that are neither proven nor given up; 0 in a worker that does not join.
+        heads: per topic, the offset up to which all was read, and all that was said before is delivered; none without
+            joining.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Joiner:
         self._producer = producer
         self._outcomes = outcomes
         self.undecided = 0
+        self.heads: dict[str, int | None] = {}
 
     def start(self, mine: Callable[[], bool], fail: Callable[[BaseException], None]) -> None:
         """Join whenever `mine()`, in a thread of its own; `fail` is called with what ends it."""
@@ -93,6 +96,7 @@ class Joiner:
         finally:
             reader.close()
             self.undecided = 0
+            self.heads = {}
 
     @staticmethod
     def _begin(reader: kafka.ReportReader, mine: Callable[[], bool]) -> None:
@@ -113,6 +117,9 @@ class Joiner:
                     self._take(state, message)
                 else:
                     log.warning("completeness_read_error", error=str(message.error()))
+            self._producer.poll(0)
+            if len(self._producer) == 0:
+                self.heads = dict(reader.positions)
             now_s = time.monotonic()
             if now_s >= tick_due_s and reader.reached_ms > 0:
                 self._publish(state.tick(int(min(wall_ms(), reader.reached_ms))))
@@ -149,7 +156,6 @@ class Joiner:
             self._outcomes[record["outcome"]] += 1
             value = codec.encode("Completeness", record, self._value_id)
             self._produce(key_of(record).encode(), value)
-        self._producer.poll(0)
 
     def _produce(self, key: bytes, value: bytes) -> None:
         while True:

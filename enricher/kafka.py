@@ -41,7 +41,9 @@ __all__ = [
 ]
 
 POLL_SECONDS = 0.5
-BATCH_MESSAGES = 500
+BATCH_MESSAGES = 50
+QUEUED_KBYTES = 8192
+"""A raw message may have 1 MB: what is read ahead counts in bytes, what is taken at once is little."""
 AHEAD_MS_MAX = 60_000
 QUEUE_MESSAGES_MAX = 1_000_000
 QUEUE_KBYTES_MAX = 262_144
@@ -159,6 +161,7 @@ class ReportReader:
     far ahead of the other in time, however much there is to read: what belongs together comes together.
 
     Attributes:
+        positions: offset expected next per topic, but for the one read from its beginning; None before the first.
         reached_ms: append time up to which all topics were read, Unix time in ms; infinite at their ends, 0 before
             one that is read from its beginning was read to its end.
     """
@@ -166,7 +169,7 @@ class ReportReader:
     def __init__(self, bootstrap: str, group: str, timeout_seconds: float = 10.0) -> None:
         self._timeout_seconds = timeout_seconds
         self._reached_ms: dict[str, float] = {}
-        self._whole = ""
+        self.positions: dict[str, int | None] = {}
         self._paused: set[str] = set()
         self._consumer = Consumer(_reading(bootstrap, group))
 
@@ -183,7 +186,7 @@ class ReportReader:
         else:
             start = self._at(first, unix_ms)
         self._reached_ms = {first.name: unix_ms, second.name: unix_ms, whole.name: 0}
-        self._whole = whole.name
+        self.positions = {first.name: None, second.name: None}
         self._consumer.assign(
             [
                 TopicPartition(first.name, 0, start),
@@ -203,10 +206,12 @@ class ReportReader:
         """Return the next messages, as soon as there are any; errors among them."""
         found: list[Message] = self._consumer.consume(BATCH_MESSAGES, POLL_SECONDS / 2)
         for message in found:
-            if is_end(message):
-                self._reached_ms[message.topic()] = math.inf
-            elif message.error() is None and message.topic() != self._whole:
-                self._reached_ms[message.topic()] = message.timestamp()[1]
+            topic, ended = message.topic(), is_end(message)
+            if ended:
+                self._reached_ms[topic] = math.inf
+            if topic in self.positions and (ended or message.error() is None):
+                self.positions[topic] = message.offset() + (not ended)
+                self._reached_ms[topic] = math.inf if ended else message.timestamp()[1]
         self._pause()
         return [message for message in found if not is_end(message)]
 
@@ -252,6 +257,7 @@ class PartitionReader:
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
                 "auto.offset.reset": "earliest",
+                "queued.max.messages.kbytes": QUEUED_KBYTES,
                 "reconnect.backoff.max.ms": 2_000,
                 "log_level": 2,
             }
@@ -267,14 +273,11 @@ class PartitionReader:
                 raise KafkaException(entry.error)
         return {entry.partition: entry.offset if entry.offset >= 0 else None for entry in found}
 
-    def end(self, partition: int) -> int:
-        """Return the offset after the partition's last message; KafkaException."""
-        return self._bounds(partition)[1]
-
-    def _bounds(self, partition: int) -> tuple[int, int]:
+    def bounds(self, partition: int, topic: str | None = None) -> tuple[int, int]:
+        """Return the offsets of the first message kept and after the last one, by default here; KafkaException."""
         with self._lock:
             low, high = self._consumer.get_watermark_offsets(
-                TopicPartition(self._topic, partition), timeout=self._timeout_seconds
+                TopicPartition(topic or self._topic, partition), timeout=self._timeout_seconds
             )
         return int(low), int(high)
 
@@ -286,7 +289,7 @@ class PartitionReader:
         Everything up to and including that message; nothing when it is gone by retention. Waits for an absent
         broker until `given_up` holds. KafkaException on what time does not heal.
         """
-        low, _ = self._bounds(partition)
+        low, _ = self.bounds(partition)
         if offset <= low:
             return
         last = list(self._read(partition, offset - 1, offset, given_up))
@@ -308,7 +311,7 @@ class PartitionReader:
 
         Keys whose last value is a tombstone are left out. KafkaException on what time does not heal.
         """
-        low, high = self._bounds(partition)
+        low, high = self.bounds(partition)
         found: dict[bytes, bytes] = {}
         for message in self._read(partition, low, high, given_up) if low < high else ():
             key, value = message.key() or b"", message.value()
@@ -320,7 +323,7 @@ class PartitionReader:
 
     def span(self, partition: int, first_ms: int, last_ms: int) -> tuple[int, int]:
         """Return the (first, end) offsets of what was appended in [first_ms, last_ms] so far; KafkaException."""
-        low, high = self._bounds(partition)
+        low, high = self.bounds(partition)
         asked = [TopicPartition(self._topic, partition, max(0, at)) for at in (first_ms, last_ms + 1)]
         with self._lock:
             found = [
@@ -331,7 +334,7 @@ class PartitionReader:
 
     def kept_since_ms(self, partition: int) -> int | None:
         """Return the append time since when all messages are there; None when none was ever deleted; KafkaException."""
-        low, high = self._bounds(partition)
+        low, high = self.bounds(partition)
         if low == 0:
             return None
         if low == high:

@@ -79,13 +79,11 @@ class Output:
 
     Attributes:
         in_flight: records handed to the producer and not reported yet.
-        buffer_full: how often the producer's own queue was full.
     """
 
     def __init__(self, producer: Producer) -> None:
         self._producer = producer
         self.in_flight = 0
-        self.buffer_full = 0
         self._followups: deque[Callable[[], None]] = deque()
 
     def send(self, topic: str, key: bytes, value: bytes, timestamp_ms: int, entry: Entry) -> None:
@@ -96,7 +94,7 @@ class Output:
             try:
                 self._producer.produce(topic, value, key, timestamp=timestamp_ms, on_delivery=entry.delivered)
             except BufferError:
-                self._make_room()
+                self._producer.poll(FULL_POLL_SECONDS)
             else:
                 return
 
@@ -122,7 +120,7 @@ class Output:
                     topic, value, key, partition, timestamp=timestamp_ms, on_delivery=delivered
                 )
             except BufferError:
-                self._make_room()
+                self._producer.poll(FULL_POLL_SECONDS)
             else:
                 return
 
@@ -137,7 +135,3 @@ class Output:
         self.in_flight -= 1
         if then is not None:
             self._followups.append(then)
-
-    def _make_room(self) -> None:
-        self.buffer_full += 1
-        self._producer.poll(FULL_POLL_SECONDS)

@@ -150,15 +150,27 @@ def _assemble(settings: Settings, ids: WatchedIds, exporting: CollectorRegistry,
         changelog = kafka.PartitionReader(settings.bootstrap, settings.group_id, catalog.CORRECTIONS.name)
     worker = Worker(settings, engine, reader, raw_reader, changelog, die)
     watchdog_reader = kafka.PartitionReader(settings.bootstrap, settings.group_id, catalog.RAW.name)
-    watchdog.watch(watchdog_reader, settings.stall_seconds, lambda: _progress(engine, ids), die)
+    watchdog.watch(
+        watchdog_reader,
+        settings.stall_seconds + settings.metadata_wait_ms / 1000,
+        [lambda: _progress(worker, engine, ids), lambda: _joined(joiner, ids)],
+        die,
+    )
     joiner.start(lambda: 0 in engine.partitions and not worker.stopping.is_set(), die)
     _bound_the_end(worker, settings.stop_seconds)
     return worker
 
 
-def _progress(engine: Engine, ids: WatchedIds) -> watchdog.Progress:
-    positions = {number: partition.position for number, partition in list(engine.partitions.items())}
-    return watchdog.Progress(positions, engine.counts.batches, ids.waited_for)
+def _progress(worker: Worker, engine: Engine, ids: WatchedIds) -> watchdog.Progress:
+    partitions = list(engine.partitions.items())
+    heads = {watchdog.Place(catalog.RAW.name, number): partition.head for number, partition in partitions}
+    excused = ids.waited_for or worker.stopping.is_set()
+    return watchdog.Progress(heads, engine.read_again, worker.is_full, excused)
+
+
+def _joined(joiner: Joiner, ids: WatchedIds) -> watchdog.Progress:
+    heads = {watchdog.Place(topic, 0): head for topic, head in joiner.heads.items()}
+    return watchdog.Progress(heads, shared=True, excused=ids.waited_for)
 
 
 def _gauges(

@@ -85,7 +85,10 @@ class Settings(BaseSettings):
         description="records that may wait for metadata at the same time; above, the oldest go out as they are",
     )
     stall_seconds: float = Field(
-        60.0, ge=5, description="seconds with input waiting and none processed after which the process ends"
+        60.0,
+        ge=5,
+        description="seconds, beyond metadata_wait_ms, after which the process ends where input waits in a partition "
+        "and nothing of it gets done",
     )
     stop_seconds: float = Field(
         15.0, ge=1, description="seconds for an orderly end, after which the process ends anyway"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -149,6 +150,17 @@ def test_topics_are_documented() -> None:
     text = (ROOT / "README.md").read_text()
     for topic in catalog.TOPICS:
         assert topic.name in text
+
+
+def test_every_test_that_architecture_names_exists() -> None:
+    """A promise that names its proof has it."""
+    named = set(re.findall(r"\btest_\w+", (ROOT / "ARCHITECTURE.md").read_text()))
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    present = {path.stem for path in files}
+    for path in files:
+        present |= set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
+    assert len(named) > 20
+    assert named - present == set()
 
 
 def test_nothing_names_a_registry_or_a_machine() -> None:

@@ -57,7 +57,7 @@ def test_killed_workers_correction_is_made_by_its_successor(bench: Bench) -> Non
             bench.send(bench.opened(number, number), number)
         bench.read_until(lambda: len(bench.flows) == 3)
         raw = PartitionReader(bench.bootstrap, bench.group, catalog.RAW.name)
-        until(lambda: raw.committed(range(3)) == {n: raw.end(n) for n in range(3)}, said=bench.logs)
+        until(lambda: raw.committed(range(3)) == {n: raw.bounds(n)[1] for n in range(3)}, said=bench.logs)
         raw.close()
         assert live(bench) == 3
         process.kill()

@@ -41,16 +41,16 @@ class Bench:
         self.base = uuid.uuid4().int >> 72
         self.pods = (self.base << 8) % 2**100
         self.producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0})
-        self._reader = Consumer(
+        self.reader = Consumer(
             {"bootstrap.servers": bootstrap, "group.id": self.group, "enable.auto.commit": False}
         )
         raw = [TopicPartition(catalog.RAW.name, n, self._end(catalog.RAW.name, n)) for n in range(PARTITIONS)]
-        self._reader.commit(offsets=raw, asynchronous=False)
+        self.reader.commit(offsets=raw, asynchronous=False)
         flows = [
             TopicPartition(catalog.FLOWS.name, n, self._end(catalog.FLOWS.name, n)) for n in range(PARTITIONS)
         ]
         dead = catalog.DEADLETTER.name
-        self._reader.assign([*flows, TopicPartition(dead, 0, self._end(dead, 0))])
+        self.reader.assign([*flows, TopicPartition(dead, 0, self._end(dead, 0))])
         self.flows: list[dict[str, Any]] = []
         self.dead: list[dict[str, Any]] = []
 
@@ -59,9 +59,7 @@ class Bench:
         deadline = time.monotonic() + DEADLINE_SECONDS
         while True:
             try:
-                return int(
-                    self._reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)[1]
-                )
+                return int(self.reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)[1])
             except KafkaException:
                 if time.monotonic() > deadline:
                     raise
@@ -111,7 +109,7 @@ class Bench:
             assert time.monotonic() < deadline, (
                 f"{len(self.flows)} flows, {len(identities(self.flows))} distinct, {len(self.dead)} dead\n{self.logs()}"
             )
-            for message in self._reader.consume(500, 0.2):
+            for message in self.reader.consume(500, 0.2):
                 if message.error() is not None:
                     continue
                 if message.topic() == catalog.DEADLETTER.name:
@@ -166,7 +164,7 @@ class Bench:
     def close(self) -> None:
         """Give the connections back."""
         self.producer.flush(10)
-        self._reader.close()
+        self.reader.close()
 
 
 def test_halves_in_two_messages_become_one_named_flow(bench: Bench) -> None:

@@ -106,7 +106,7 @@ class RegistryBench(Bench):
         """Return once the group has acknowledged all that is in a partition of the raw topic."""
         at = TopicPartition(catalog.RAW.name, partition)
         end = self._end(catalog.RAW.name, partition)
-        until(lambda: self._reader.committed([at], timeout=10)[0].offset == end, "a commit", said=self.logs)
+        until(lambda: self.reader.committed([at], timeout=10)[0].offset == end, "a commit", said=self.logs)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Settings, the stall detector, metrics, log repeats and Avro primitives of the enricher."""
+"""Settings, metrics, log repeats and Avro primitives of the enricher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from enricher.__main__ import Repeats
 from enricher.errors import SettingsError
 from enricher.metrics import COUNTERS, GAUGES, LABELLED, Counts, Exporter
 from enricher.settings import Settings, parse
-from enricher.watchdog import Progress, StallDetector
 
 
 @pytest.fixture(autouse=True)
@@ -62,41 +61,6 @@ def test_wrong_setting_is_named(arguments: list[str], field: str) -> None:
 def test_every_setting_has_words() -> None:
     """A setting without a description can't be documented."""
     assert all(field.description for field in Settings.model_fields.values())
-
-
-def test_stall_is_waiting_input_without_progress() -> None:
-    """Only input that waits while nothing moves counts, for the whole time."""
-    detector = StallDetector(60)
-    still = Progress({0: 5, 1: 7}, 10)
-    assert not detector.stalled(0, still, {0: 6, 1: 7})
-    assert not detector.stalled(59, still, {0: 6, 1: 7})
-    assert detector.stalled(60, still, {0: 6, 1: 7})
-
-
-@pytest.mark.parametrize(
-    ("later", "ends"),
-    [
-        (Progress({0: 6}, 11), {0: 9}),
-        (Progress({0: 5}, 11), {0: 9}),
-        (Progress({0: 5}, 10), {0: 5}),
-        (Progress({}, 10), {}),
-        (Progress({0: 5}, 10, excused=True), {0: 9}),
-    ],
-    ids=["moved", "processed", "nothing_waits", "nothing_assigned", "registry_away"],
-)
-def test_progress_or_an_empty_input_is_no_stall(later: Progress, ends: dict[int, int]) -> None:
-    """Whatever moved in between starts the time anew."""
-    detector = StallDetector(60)
-    detector.stalled(0, Progress({0: 5}, 10), {0: 9})
-    assert not detector.stalled(100, later, ends)
-    assert not detector.stalled(101, later, ends)
-
-
-def test_partition_without_a_position_is_behind() -> None:
-    """A partition that was assigned and of which nothing ever arrived counts as waiting."""
-    detector = StallDetector(60)
-    detector.stalled(0, Progress({0: None}, 0), {0: 3})
-    assert detector.stalled(61, Progress({0: None}, 0), {0: 3})
 
 
 def test_exporter_tells_every_metric_of_the_tables() -> None:

@@ -72,11 +72,11 @@ class FakeProducer:
 class Rig:
     """An engine with pods 1 and 2 known, and what it sent and acknowledged."""
 
-    def __init__(self, *, pods: bool = True) -> None:
+    def __init__(self, *, pods: bool = True, cluster: str = halves.CLUSTER) -> None:
         history = History()
         networks = Networks({})
         builder = FlowBuilder(
-            halves.CLUSTER, catalog.FLOWS.schema_id, history, networks, Resolver(history, networks)
+            cluster, catalog.FLOWS.schema_id, history, networks, Resolver(history, networks)
         )
         self.producer = FakeProducer()
         self.engine = Engine(
@@ -188,6 +188,29 @@ def test_another_clusters_batch_is_left_to_its_enricher() -> None:
     assert rig.engine.counts.foreign_batches == 1
 
 
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (halves.batch(halves.opened(halves.key(1)), partition=3, cluster="other"), "WRONG_PARTITION"),
+        (halves.batch(halves.opened(halves.key(1)), cluster="other")[:-30], "INCONSISTENT_SIZES"),
+    ],
+    ids=["wrong_partition", "truncated"],
+)
+def test_another_clusters_broken_batch_is_left_to_its_enricher_too(value: bytes, reason: str) -> None:
+    """As long as the header says whose it is, one enricher sets it aside and tells so: that of its cluster."""
+    ours, theirs = Rig(), Rig(cluster="other")
+    for rig in (ours, theirs):
+        rig.take(value=value)
+        for number in range(len(rig.producer.sent)):
+            rig.producer.deliver(number)
+        rig.tick()
+    assert (ours.producer.sent, ours.producer.coverage, ours.acked) == ([], [], [0])
+    assert (ours.engine.counts.foreign_batches, ours.engine.counts.dead_letters) == (1, {})
+    assert [topic for topic, *_ in theirs.producer.sent] == [catalog.DEADLETTER.name]
+    assert [one["reason"] for record in theirs.producer.coverage for one in record["dead"]] == [reason]
+    assert (theirs.engine.counts.dead_letters, theirs.acked) == ({reason: 1}, [0])
+
+
 def test_idle_halves_hold_later_messages_until_delivered() -> None:
     """What a quiet partition told one-sided counts before messages that come after it."""
     rig = Rig()
@@ -285,7 +308,7 @@ def test_full_producer_queue_is_waited_for() -> None:
     rig.producer.full = 3
     rig.take(*halves.opened(halves.key(1)))
     assert len(rig.producer.flows()) == 1
-    assert rig.engine.output.buffer_full == 3
+    assert rig.producer.full == 0
 
 
 def test_failed_delivery_is_fatal() -> None:
