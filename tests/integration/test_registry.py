@@ -67,10 +67,11 @@ class RegistryBench(Bench):
 
     def send(self, events: list[dict[str, Any]], partition: int = 0, schema_id: int | None = None) -> None:
         """Append one batch to the raw topic under the registry's id, or that of a version with one more field."""
-        value = halves.batch(events, partition)[codec.PREFIX_BYTES :]
+        body = halves.batch(events, partition)[codec.PREFIX_BYTES : -codec.CHECKSUM_BYTES]
         if schema_id is not None:
-            value += b"\x00"  # the field: null
-        self.send_bytes(codec.prefix(schema_id or self.known.ids[catalog.RAW.name]) + value, partition)
+            body += b"\x00"  # the field: null
+        prefix = codec.prefix(schema_id or self.known.ids[catalog.RAW.name])
+        self.send_bytes(halves.sealed(prefix + body + bytes(codec.CHECKSUM_BYTES)), partition)
 
     def publish_pods(self) -> None:
         """Publish this test's pods 1 and 2."""

@@ -188,6 +188,16 @@ def test_another_clusters_batch_is_left_to_its_enricher() -> None:
     assert rig.engine.counts.foreign_batches == 1
 
 
+def test_batch_whose_clusters_name_is_damaged_is_set_aside() -> None:
+    """A damaged batch that seems to be another cluster's is not left to an enricher that does not exist."""
+    rig = Rig()
+    ours = halves.batch([halves.failed(halves.key(1))])
+    rig.take(value=ours.replace(b"testing", b"tesuing"))
+    rig.tick()
+    assert rig.engine.counts.dead_letters == {"CHECKSUM_MISMATCH": 1}
+    assert rig.engine.counts.foreign_batches == 0
+
+
 def test_idle_halves_hold_later_messages_until_delivered() -> None:
     """What a quiet partition told one-sided counts before messages that come after it."""
     rig = Rig()
