@@ -174,6 +174,12 @@ class Settings(PinSettings, ProbeSettings, CollectorSettings):
     keep_probes: bool = Field(
         False, description="leave pinned probes attached at an orderly end, for an upgrade"
     )
+    queue_bytes_max: int = Field(
+        64 << 20,
+        ge=1 << 20,
+        description="bytes of batches that may wait in memory for Kafka's answer, before compression; above, they "
+        "go to the spool at once; at least the largest batch, 1 MB",
+    )
     spool_after_ms: int = Field(
         2000,
         ge=0,
