@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
+from collector.errors import KafkaFatalError
 from schemas import catalog, codec
 from tests.fault.books import NOT_OURS
 from tests.fault.brokers import Brokers
@@ -44,6 +46,10 @@ FLIPPING = Setting("a collector that flips bits", collector=("tests.fault.flippi
 LEAKY = Setting("a collector that drops halves", collector=("tests.fault.leaky_collector",))
 BAD_COPIES = 5
 """Broken copies of each batch that `poison` appends."""
+MESSAGE_BYTES_MAX = 1_048_588
+"""Kafka's default for a batch of messages."""
+REFUSED_BYTES_MAX = 100
+"""Less than any of ours takes."""
 BAD_BATCHES = 3
 """How many batches `flip_bits` waits for."""
 MEANWHILE = 100
@@ -188,6 +194,27 @@ def fill_queue(world: World, traffic: Traffic, _: float) -> None:
         traffic.more(MEANWHILE)
 
 
+def refuse_batches(world: World, traffic: Traffic, _: float) -> None:
+    """Let Kafka refuse every batch as too large until the collector has ended for it, then mend that and start it."""
+    node = world.services.processes["node"]
+    limit_messages(world, REFUSED_BYTES_MAX)
+    while node.pid is not None:
+        traffic.more(10)
+    assert node.exit_code == KafkaFatalError.exit_code, node.last_words()
+    traffic.more(MEANWHILE)
+    limit_messages(world, MESSAGE_BYTES_MAX)
+    restart(world, "node")
+
+
+def limit_messages(world: World, bytes_max: int) -> None:
+    """Set the largest batch of messages that Kafka takes into the raw topic."""
+    entry = ConfigEntry("max.message.bytes", str(bytes_max), incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, catalog.RAW.name, incremental_configs=[entry])
+    admin = AdminClient({"bootstrap.servers": world.broker.bootstrap, "log_level": 0})
+    for done in admin.incremental_alter_configs([resource]).values():
+        done.result(30)
+
+
 def flip_bits(world: World, traffic: Traffic, _: float) -> None:
     """Go on until a few batches whose bits flipped in the collector's memory are set aside."""
     enricher = world.services.processes["enricher"]
@@ -299,6 +326,7 @@ FAULTS: dict[str, Fault] = {
     "broker stalled": Fault(stall_broker, seconds=(20.0, 5.0)),
     "connections cut": Fault(cut_connections, seconds=(10.0, 3.0)),
     "poison batches": Fault(poison),
+    "batches refused": Fault(refuse_batches),
     "5,000 pods at once": Fault(burst_of_pods),
     "spool's disk full": Fault(fill_disk, SMALL_DISK),
     "queue full": Fault(fill_queue, SMALL_QUEUES),

@@ -280,10 +280,12 @@ def play(
     said = traffic.end()
     deadline = over + settle_seconds_max
     uncounted = loses == "gap"
-    recovered = over if uncounted else _await_told(world, said[:made_until], accounted, deadline)
-    if not uncounted:
+    if uncounted:
+        recovered = _await_quiet(world, deadline)
+    else:
+        recovered = _await_told(world, said[:made_until], accounted, deadline)
         _await_told(world, said, accounted, deadline)
-    _await_quiet(world, deadline)
+        _await_quiet(world, deadline)
     flows = world.flows_of(said)
     missing = HALVES_PER_CONNECTION * len(said) - len({half for flow in flows for half in halves_of(flow)})
     lost = world.accounted() - accounted
@@ -365,14 +367,15 @@ def _await_told(world: World, said: list[dict[str, Any]], accounted: int, deadli
     return time.monotonic()
 
 
-def _await_quiet(world: World, deadline: float) -> None:
-    """Return once a report speaks of the time after now, and all sums hold, or it is too late."""
+def _await_quiet(world: World, deadline: float) -> float:
+    """Return the monotonic time when a report speaks of the time after now, and all sums hold, or it is too late."""
     asked_us = time.time_ns() // 1000
 
     def quiet() -> bool:
         return world.books.reported_since(asked_us) >= set(world.nodes) and not world.complaints()
 
     _read_until(world, quiet, deadline)
+    return time.monotonic()
 
 
 def restart(world: World, name: str) -> None:
