@@ -154,7 +154,9 @@ def test_cells_show_the_worst_outcome_and_what_a_tier_cannot_see() -> None:
         cells.note(found, line)
     rows = [
         line.split("  ")
-        for line in cells.matrix({"7": found}, ["no route", "refused"], ["fentry", "tp_btf"]).splitlines()
+        for line in cells.matrix(
+            {"7": found}, ["no route", "refused"], {"7": ["fentry", "tp_btf"]}
+        ).splitlines()
     ]
     assert [[cell.strip() for cell in row if cell] for row in rows] == [
         ["kernel", "7", "7"],
@@ -166,3 +168,13 @@ def test_cells_show_the_worst_outcome_and_what_a_tier_cannot_see() -> None:
     assert cells.good(found, ["no route"], ["fentry", "tp_btf"])
     assert not cells.good(found, ["no route", "refused"], ["fentry"])
     assert not cells.good(found, ["refused"], ["tp_btf"])
+
+
+def test_sums_count_a_files_tests_by_how_they_ended() -> None:
+    """A guest that ran none shows a dash; a failure shows beside the rest."""
+    ends = {"a.py::b": "passed", "a.py::c": "failed", "aa.py::d": "passed", "exit status": "1"}
+    rows = [line.split("  ") for line in cells.sums({"5.10 v2": ends, "7 v2": {}}, ["a.py"]).splitlines()]
+    assert [[cell.strip() for cell in row if cell] for row in rows] == [
+        ["in the tier chosen there", "5.10 v2", "7 v2"],
+        ["a.py", "1 failed, 1 passed", "-"],
+    ]
