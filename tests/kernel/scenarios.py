@@ -284,6 +284,7 @@ Written by `python -m tests.kernel.scenarios` (`make docs`), from the table that
 
     make kernels                             # Debian's 5.10, 6.1, 6.12 and newest 7.x, each in a QEMU guest
     make kernels KERNELS=6.1,6.16            # others: the newest of each version line in Debian's suites
+    make kernels KERNELS="6.12 --suites bookworm-backports"    # from other Debian suites than the usual
     PODWIRE_TEST_TIER=tp_btf .venv/bin/python -m pytest tests/kernel    # the running kernel; several with commas
 
 `make kernels` runs every row in each of the tiers fentry, kprobe, tracepoint and tp_btf, on 6.1 also in tier bcc with

@@ -38,7 +38,10 @@ def main(arguments: Sequence[str]) -> int:
     columns: dict[str, Column] = {}
     found: dict[str, cells.Cells] = {}
     try:
-        kernels = [fetch.kernel(line, refresh=options.refresh) for line in options.kernels.split(",")]
+        kernels = [
+            fetch.kernel(line, suites=options.suites.split(","), refresh=options.refresh)
+            for line in options.kernels.split(",")
+        ]
         if options.fetch_only:
             sys.stdout.writelines(
                 f"{kernel.line:8} {kernel.release:32} {kernel.folder}\n" for kernel in kernels
@@ -72,6 +75,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.kernel.guests", description=__doc__)
     parser.add_argument(
         "--kernels", default=KERNELS, help="version lines, comma between; 7 is the newest 7.x"
+    )
+    parser.add_argument(
+        "--suites", default=",".join(fetch.SUITES), help="Debian suites that they come from, comma between"
     )
     parser.add_argument("--cgroup", default="v2", help="v2, hybrid (v1 with v2 beside it) or v2,hybrid")
     parser.add_argument("--tiers", default=",".join(CORE_TIERS), help="probe tiers, comma between")

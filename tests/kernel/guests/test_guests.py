@@ -24,6 +24,9 @@ PACKAGES = {
     "linux-image-6.12.108+deb13-cloud-amd64-unsigned",
     "linux-image-7.2.13+deb14-cloud-amd64",
     "linux-image-7.3.4+deb13-cloud-amd64",
+    "linux-image-6.11.10+bpo-cloud-amd64",
+    "linux-image-6.0.0-0.deb11.6-cloud-amd64",
+    "linux-image-6.0.0-0.deb11.2-cloud-amd64",
     "linux-image-cloud-amd64",
 }
 
@@ -37,6 +40,8 @@ PACKAGES = {
         ("7", "7.3.4+deb13-cloud-amd64"),
         ("7.2", "7.2.13+deb14-cloud-amd64"),
         ("5", "5.10.0-32-cloud-amd64"),
+        ("6.11", "6.11.10+bpo-cloud-amd64"),
+        ("6.0", "6.0.0-0.deb11.6-cloud-amd64"),
         ("4.19", None),
     ],
 )
