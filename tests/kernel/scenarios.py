@@ -290,19 +290,19 @@ Written by `python -m tests.kernel.scenarios` (`make docs`), from the table that
 `make kernels` runs every row in each of the tiers fentry, kprobe, tracepoint and tp_btf, on 6.1 also in tier bcc with
 its headers (3 GB of memory), in one boot per kernel, and prints kernel x tier x scenario. `ok`: both ends told
 exactly the events below, by type, who closed, flags, errno, payload bytes, whether the process is named, and one pair
-of initial sequence numbers. `less`: exactly what the tier can see of them. Then each guest runs the tests of books,
-filters, pins, privileges, EXISTING and PROGRESS in the tier that its kernel chooses; a second table counts how they
-ended. Exit status 0 means that every cell is `ok` or `less`, and that no test failed.
+of initial sequence numbers. `less`: exactly what the tier can see of them. On 5.10 and 7.x the tests of books,
+filters, pins, privileges, EXISTING and PROGRESS follow, in the tier that the kernel chooses; a second table counts how
+they ended. Exit status 0 means that every cell is `ok` or `less`, and that no test failed.
 
 Each end's events come in order; LOCAL and REMOTE are as seen from that end; bytes are sent/received. "(no process)":
 there is none. Tiers fentry and kprobe see everything. So does bcc of these rows, where it has kprobes, but EXISTING and
 PROGRESS it never tells, and it sweeps nothing.
 
-A guest is an emulated machine, also where there is a /dev/kvm: it boots in 9 to 15 s, and a run takes 4 to 5 minutes a
-kernel on two idle cores. With KVM it would be less; where it was tried (a virtual machine without vmx or svm among its
-CPU's flags) Debian's kernels hang before their first line, so nothing could be measured. A tier that the kernel refuses
-shows as SKIPPED, and that is not good: Debian's kernels allow all four. `make test` plays six rows in tiers
-fentry, kprobe and tp_btf on 5.10 and 7.x.
+A guest is an emulated machine, also where there is a /dev/kvm: it boots in 9 to 15 s, and plays the scenarios in 4 to 5
+minutes on two idle cores; tier bcc and the other tests take about as long again, each. With KVM it would be less; where
+it was tried (a virtual machine without vmx or svm among its CPU's flags) Debian's kernels hang before their first
+line, so nothing could be measured. A tier that the kernel refuses shows as SKIPPED, and that is not good: Debian's
+kernels allow all four. `make test` plays six rows in tiers fentry, kprobe and tp_btf on 5.10 and 7.x.
 
 """
 

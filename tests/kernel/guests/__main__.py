@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 KERNELS = "5.10,6.1,6.12,7"
 BCC_KERNELS = "6.1"
 """Debian's BCC comes from the same release as this kernel, and reads its headers."""
-TESTS = "books,existing,filters,pins,privilege,progress"
+MORE_KERNELS = "5.10,7"
+MORE = tuple(
+    f"tests/kernel/test_{name}.py"
+    for name in ("books", "existing", "filters", "pins", "privilege", "progress")
+)
+"""What runs in the tier that the kernel chooses: on the oldest kernel and the newest, since it takes minutes."""
 PYTEST = ("python", "-m", "pytest", "-v", "--tb=short", "--color=no", "-p", "no:cacheprovider")
 _OUTCOME = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 
@@ -63,8 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         tiers = {name: _tiers(name.split()[0], options) for name in found}
         sys.stdout.write(cells.matrix(found, options.scenarios, tiers))
-        if options.tests:
-            sys.stdout.write("\n" + cells.sums(columns, [_path(name) for name in options.tests]))
+        sys.stdout.write("\n" + cells.sums(columns, MORE))
         good = all(end == "0" for end in ends) and all(
             cells.good(outcomes, options.scenarios, tiers[name]) for name, outcomes in found.items()
         )
@@ -98,9 +102,10 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"those that get BCC and their headers, and play tier bcc too; {BCC_KERNELS} unless a command is given",
     )
     parser.add_argument(
-        "--tests",
-        default=TESTS,
-        help="files tests/kernel/test_NAME.py to run after the scenarios, comma between",
+        "--more",
+        default=MORE_KERNELS,
+        metavar="KERNELS",
+        help=f"those that also run {', '.join(MORE)}; comma between",
     )
     parser.add_argument(
         "--instructions", action="store_true", help="one instruction takes one ns: times become counts"
@@ -113,11 +118,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     if options.bcc is None:
         options.bcc = "" if options.command else BCC_KERNELS
     options.bcc = options.bcc.split(",")
-    options.tests = [name for name in options.tests.split(",") if name]
     if unknown := set(options.scenarios) - set(SCENARIOS):
         parser.error(f"--scenarios: the table has no {', '.join(sorted(unknown))}")
-    if missing := [path for name in options.tests if not (fetch.ROOT / (path := _path(name))).exists()]:
-        parser.error(f"--tests: there is no {', '.join(missing)}")
     if not set(options.cgroup.split(",")) <= {"v2", "hybrid"}:
         parser.error(f"--cgroup {options.cgroup}: v2, hybrid or v2,hybrid")
     return options
@@ -126,10 +128,6 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 def _tiers(line: str, options: argparse.Namespace) -> list[str]:
     """Return the tiers that the guest with this kernel plays."""
     return [*options.tiers, *(["bcc"] if line in options.bcc else [])]
-
-
-def _path(name: str) -> str:
-    return f"tests/kernel/test_{name}.py"
 
 
 def scenario_command(tiers: Sequence[str], scenarios: Sequence[str], tests: Sequence[str] = ()) -> list[str]:
@@ -147,7 +145,7 @@ def scenario_command(tiers: Sequence[str], scenarios: Sequence[str], tests: Sequ
     play = ["env", *(f"{name}={value}" for name, value in environment.items()), *PYTEST, *files]
     if not tests:
         return play
-    others = shlex.join([*PYTEST, *map(_path, tests)])
+    others = shlex.join([*PYTEST, *tests])
     return ["sh", "-c", f"{shlex.join(play)}; played=$?; {others} && exit $played"]
 
 
@@ -162,6 +160,7 @@ def _column(
 
     column: Column = {}
     tiers = _tiers(kernel.line, options)
+    more = MORE if kernel.line in options.more.split(",") else ()
 
     def hear(line: str) -> None:
         show(line)
@@ -171,7 +170,7 @@ def _column(
     try:
         result = guest.run(
             kernel,
-            options.command or scenario_command(tiers, options.scenarios, options.tests),
+            options.command or scenario_command(tiers, options.scenarios, more),
             cgroup=cgroup,
             timeout_seconds=options.timeout,
             on_line=hear,
