@@ -290,7 +290,7 @@ Written by `python -m tests.kernel.scenarios` (`make docs`), from the table that
 `make kernels` runs every row in each of the tiers fentry, kprobe, tracepoint and tp_btf, on 6.1 also in tier bcc with
 its headers (3 GB of memory), in one boot per kernel, and prints kernel x tier x scenario. `ok`: both ends told
 exactly the events below, by type, who closed, flags, errno, payload bytes, whether the process is named, and one pair
-of initial sequence numbers. `less`: exactly what the tier can see of them. On 5.10 and 7.x the tests of books,
+of initial sequence numbers. `less`: exactly what the tier can see of them. On 5.10 and 6.12 the tests of books,
 filters, pins, privileges, EXISTING and PROGRESS follow, in the tier that the kernel chooses; a second table counts how
 they ended. Exit status 0 means that every cell is `ok` or `less`, and that no test failed.
 
