@@ -99,7 +99,7 @@ def run_once(bootstrap: str, folder: Path, rate: int, seconds: float, number: in
         "cpu_us": cpu_s / collector.received * 1e6,
         "core_percent": 100 * cpu_s / elapsed_s,
         "lost": probes.lost,
-        "spooled": publisher.totals.spooled,
+        "spooled": publisher.totals.spool_written,
     }
 
 

@@ -3,8 +3,9 @@
 Three loads (kernel_load.c) between two network namespaces of its own, client and server on one CPU: a connect loop,
 requests on one open connection, a bulk transfer. Each round takes one sample without probes, one with, and one more
 without, in an order that rotates; the ratio is that of one round, the second one without gives the noise. The probes'
-own time per run comes from the kernel's statistics (kernel.bpf_stats_enabled). Root. Prints a table per tier and one
-JSON line; --small only proves that it runs.
+own time per run comes from the kernel's statistics (kernel.bpf_stats_enabled). Opening the probes is measured in a
+process of its own. Root. Prints a table per tier and one JSON line; --small only proves that it runs, --rounds 0 leaves
+the loads out.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import contextlib
 import ctypes
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.machine import machine
 from collector.node import core
 from collector.node.probes import ProbeOptions, Probes
 from tests.kernel.node import Namespace, wire
@@ -36,8 +37,20 @@ COUNTS = {"connect": 4000, "request": 20_000, "bulk": 16_000}  # about 0.2 s eac
 PROGRAM = Path(__file__).parents[1] / "build/bpf/kernel_load"
 EMPTY = PROGRAM.with_name("kernel_empty.bpf.o")
 """Both stay there: a guest has no compiler."""
-TRACING, TRACEPOINT = "26", "5"  # enum bpf_prog_type, as fdinfo shows it
+TYPES = {"2": "kprobe", "5": "tracepoint", "17": "raw tracepoint", "26": "tracing"}
+"""enum bpf_prog_type, as fdinfo shows it."""
+STATE_TYPES = {"17", "26"}
+"""Of the programs on the state tracepoint: BCC's, the others'. No other program of these types runs as often."""
 CLOCK_RUNS = 2000
+OPENING = """
+import json, os, resource, sys
+from collector.node.probes import ProbeOptions, Probes
+before = sum(os.times()[:4])
+Probes.open(ProbeOptions(state_dir=None, tier=sys.argv[1])).close()
+peaks = [resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print(json.dumps({"cpu_s": sum(os.times()[:4]) - before, "own_mbytes": peaks[0], "compiler_mbytes": peaks[1]}))
+"""
+"""A process of its own, as a peak of memory is that of a process; tier bcc's compiler is its only child."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +153,14 @@ def clock_cost() -> float:
     return ns / runs
 
 
+def opening(tier: str) -> dict[str, float]:
+    """Return CPU seconds to open the probes, and peak MB of the process and of BCC's, 0 if there is none."""
+    words = [sys.executable, "-c", OPENING, tier]
+    said = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
+    figures: dict[str, float] = json.loads(said.splitlines()[-1])
+    return {name: round(figure, 2) for name, figure in figures.items()}
+
+
 def transitions(load: Load, tier: str, connections: int) -> dict[str, Any]:
     """Return what the kernel counted during a connect loop: runs and ns of each program, and sums less the clock's."""
     before = STATISTICS.read_text()
@@ -151,7 +172,7 @@ def transitions(load: Load, tier: str, connections: int) -> dict[str, Any]:
             clock_ns = clock_cost()
         finally:
             STATISTICS.write_text(before)
-    changes = max(runs for kind, runs, _, _ in times if kind == TRACING)
+    changes = max(runs for kind, runs, _, _ in times if kind in STATE_TYPES)
     total_ns = sum(ns - runs * clock_ns for _, runs, ns, _ in times)
     return {
         "clock_ns": round(clock_ns, 1),
@@ -159,8 +180,7 @@ def transitions(load: Load, tier: str, connections: int) -> dict[str, Any]:
         "ns_per_transition": round(total_ns / changes, 1),
         "ns_per_connection": round(total_ns / connections, 1),
         "programs": [
-            {"type": {TRACING: "tracing", TRACEPOINT: "tracepoint"}.get(kind, kind), "runs": runs}
-            | {"ns_per_run": round(ns / max(runs, 1), 1)}
+            {"type": TYPES.get(kind, kind), "runs": runs} | {"ns_per_run": round(ns / max(runs, 1), 1)}
             for kind, runs, ns, _ in times
         ],
     }
@@ -169,10 +189,15 @@ def transitions(load: Load, tier: str, connections: int) -> dict[str, Any]:
 def measure(load: Load, tier: str, *, small: bool, number: int) -> dict[str, Any]:
     """Return all figures of a tier, without ratios if there are no rounds, and print them."""
     counts = {mode: max(count // 400, 10) if small else count for mode, count in COUNTS.items()}
-    found: dict[str, Any] = {"kernel_time": transitions(load, tier, counts["connect"])}
-    times = found["kernel_time"]
+    found: dict[str, Any] = {
+        "opening": opening(tier),
+        "kernel_time": transitions(load, tier, counts["connect"]),
+    }
+    times, opened = found["kernel_time"], found["opening"]
     print(f"\ntier {tier}: {times['ns_per_transition']:.0f} ns per transition, ", end="")
     print(f"{times['ns_per_connection']:.0f} ns per connection (both ends)")
+    print(f"  opened in {opened['cpu_s']} s of CPU, peak memory {opened['own_mbytes']:.0f} MB, ", end="")
+    print(f"of the compiler {opened['compiler_mbytes']:.0f} MB")
     if not number:
         return found
     print(f"  {'load':8} {'ns without':>11}  {'with/without, wall':24} {'noise, wall':24} with/without, CPU")
@@ -200,12 +225,14 @@ def main() -> None:
     with attached("auto") as probes:
         tiers = given.tier or list(dict.fromkeys((probes.tier, "tp_btf")))
     number = 1 if given.small else given.rounds
-    print(f"median (quartiles) of {number} rounds; CPU {given.cpu}; load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{machine()}; median (quartiles) of {number} rounds; CPU {given.cpu}; load {os.getloadavg()[0]:.1f}"
+    )
     with loaded(given.cpu) as load:
         found = {tier: measure(load, tier, small=given.small, number=number) for tier in tiers}
     result = {
         "bench": "kernel",
-        "machine": f"{platform.processor() or platform.machine()}, {platform.release()}, {os.cpu_count()} cores",
+        "machine": machine(),
         "load_average": os.getloadavg()[0],
         "rounds": number,
         "tiers": found,

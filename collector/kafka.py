@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KafkaError", "KafkaException", "Message", "producer", "read_to_end", "wait_for_topic"]
 
-IN_FLIGHT_KBYTES_MAX = 65_536
+QUEUE_BYTES_MAX = 64 << 20
 RETRY_SECONDS = 1.0
 TRANSACTION_MS_MAX = (
     900_000  # the most that a broker allows unless told otherwise (transaction.max.timeout.ms)
@@ -47,10 +47,16 @@ class Message(Protocol):
         """Return the value; None is a tombstone."""
 
 
-def producer(bootstrap: str, client_id: str, *, transactional_id: str | None = None) -> Any:
+def producer(
+    bootstrap: str,
+    client_id: str,
+    *,
+    transactional_id: str | None = None,
+    queue_bytes_max: int = QUEUE_BYTES_MAX,
+) -> Any:
     """Return an idempotent producer that never gives up on a message by itself.
 
-    A message waits in memory (64 MiB in all, then `produce` raises BufferError) for as long as the
+    A message waits in memory (`queue_bytes_max` in all, then `produce` raises BufferError) for as long as the
     broker is away. With `transactional_id` the producer is fenced by any later one of the same id.
     """
     config: dict[str, Any] = {
@@ -62,7 +68,7 @@ def producer(bootstrap: str, client_id: str, *, transactional_id: str | None = N
         "linger.ms": 5,
         "message.timeout.ms": 0,
         "message.max.bytes": 1_000_000,
-        "queue.buffering.max.kbytes": IN_FLIGHT_KBYTES_MAX,
+        "queue.buffering.max.kbytes": queue_bytes_max // 1024,
         "partitioner": "murmur2_random",
         "topic.metadata.refresh.interval.ms": 30_000,
         "reconnect.backoff.max.ms": 2_000,

@@ -264,10 +264,13 @@ class Engine:
     ) -> tuple[raw.Header | None, bool]:
         """Return a message's header, None if it can't be read, and whether the message is another cluster's.
 
-        Its enricher shares the topic, and takes and covers it: its pods are not ours.
+        Its enricher shares the topic, and takes and covers it: its pods are not ours. Where the checksum is wrong the
+        cluster's name may be too, so every cluster sets it aside.
         """
         header = raw.header_of(value, halves, self._ids, self._raw_id)
-        return header, header is not None and header.cluster != self._builder.cluster
+        if header is None or (isinstance(halves, raw.Rejected) and halves.reason == raw.CHECKSUM_MISMATCH):
+            return header, False
+        return header, header.cluster != self._builder.cluster
 
     def has_idle_halves(self, partition: Partition, now_ms: int) -> bool:
         """Return whether halves wait whose window has passed on our clock, slack included."""

@@ -13,7 +13,7 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import fastavro
 
@@ -35,6 +35,7 @@ CONTAINER_ID = slice(37, 69)
 LOCAL = slice(69, 85)
 REMOTE = slice(85, 101)
 COMM_AT = 101
+CHECKSUM_MISMATCH = "CHECKSUM_MISMATCH"
 PRESENT = 2
 """The branch of a union that isn't null, as it stands in the bytes."""
 
@@ -180,7 +181,8 @@ class _BadBatchError(ValueError):
 def cut(value: bytes | None, partition: int, ids: SchemaIds, schema_id: int) -> list[Half] | Rejected:
     """Return the halves of one message of the raw topic, or why it was rejected.
 
-    `schema_id` is the id of our own RawBatch; another registered id is decoded with its writer's schema.
+    `schema_id` is the id of our own RawBatch; another registered id is decoded with its writer's schema. Nothing but
+    the schema id is read before the checksum was found right.
     """
     try:
         found, _ = codec.split(value or b"")
@@ -188,8 +190,11 @@ def cut(value: bytes | None, partition: int, ids: SchemaIds, schema_id: int) -> 
         return Rejected("NOT_AVRO_FRAMED", str(error), -1)
     assert value is not None
     try:
-        if found != schema_id:
-            value = _rewrite(value, ids.writer_schema(found))
+        writer = None if found == schema_id else ids.writer_schema(found)
+        if (writer is None or _has_checksum(writer)) and not _is_intact(value):
+            return Rejected(CHECKSUM_MISMATCH, f"the checksum of {len(value)} bytes is wrong", found)
+        if writer is not None:
+            value = _rewrite(value, writer)
         return _cut(value, partition)
     except UnknownSchemaError as error:
         return Rejected("UNKNOWN_SCHEMA_ID", str(error), found)
@@ -199,10 +204,23 @@ def cut(value: bytes | None, partition: int, ids: SchemaIds, schema_id: int) -> 
         return Rejected("UNDECODABLE", f"{type(error).__name__}: {error}", found)
 
 
+def _has_checksum(writer: Any) -> bool:
+    """Return whether batches of that schema end with a checksum."""
+    return isinstance(writer, dict) and writer.get("fields", [{}])[-1].get("name") == "checksum"
+
+
+def _is_intact(value: bytes) -> bool:
+    body = memoryview(value)[: -codec.CHECKSUM_BYTES]
+    return codec.checksum(body) == value[-codec.CHECKSUM_BYTES :]
+
+
 def header_of(
     value: bytes | None, halves: list[Half] | Rejected, ids: SchemaIds, schema_id: int
 ) -> Header | None:
-    """Return the header of a message of which `cut` made `halves`; None when it can't be read."""
+    """Return the header of a message of which `cut` made `halves`; None when it can't be read.
+
+    Where the checksum is wrong the header may be too.
+    """
     if isinstance(halves, list) and halves:
         return halves[0].header
     if isinstance(halves, Rejected) and halves.reason == "UNKNOWN_SCHEMA_ID":
@@ -232,10 +250,9 @@ def _cut(value: bytes, partition: int) -> list[Half]:
             raise _BadBatchError("INCONSISTENT_SIZES", f"event {index} does not fill its {size} bytes")
         halves.append(_half(header, index, value[position:end], found, position))
         position = end
-    if value[position:] != b"\x00":
-        raise _BadBatchError(
-            "INCONSISTENT_SIZES", f"{len(value) - position} bytes where the array should end"
-        )
+    left = len(value) - position - codec.CHECKSUM_BYTES
+    if left != 1 or value[position] != 0:
+        raise _BadBatchError("INCONSISTENT_SIZES", f"{left} bytes where the array should end")
     return halves
 
 
@@ -306,6 +323,7 @@ def _rewrite(value: bytes, writer: object) -> bytes:
         fastavro.schemaless_writer(out, _event_schema(), event)
         sizes.append(out.tell())
     record["event_sizes"] = sizes
+    record["checksum"] = bytes(codec.CHECKSUM_BYTES)  # was checked, where there was one
     return codec.encode(catalog.RAW.schema, record, catalog.RAW.schema_id)
 
 

@@ -56,9 +56,9 @@ class Topic:
         return config
 
 
-RAW = Topic("podwire.tcp.raw.v1", "RawBatch", 1, "none", None, "delete", DAY_MS, log_append_time=True)
+RAW = Topic("podwire.tcp.raw.v1", "RawBatch", 12, "none", None, "delete", DAY_MS, log_append_time=True)
 COLLECTOR = Topic(
-    "podwire.collector.v1", "CollectorReport", 2, "node", 1, "delete", 7 * DAY_MS, log_append_time=True
+    "podwire.collector.v1", "CollectorReport", 13, "node", 1, "delete", 7 * DAY_MS, log_append_time=True
 )
 PODS = Topic("podwire.k8s.pods.v1", "Pod", 3, "uid", 1, "compact", -1)
 SERVICES = Topic("podwire.k8s.services.v1", "Service", 4, "uid", 1, "compact", -1)
@@ -95,6 +95,8 @@ TOPICS = (
     CORRECTIONS,
     COMPLETENESS,
 )
+EARLIER = {1: (RAW, {"checksum"}), 2: (COLLECTOR, {"inherited", "in_flight"})}
+"""Fixed ids of earlier versions, which topics may still hold: of which topic, and the fields that came since."""
 METADATA = (PODS, SERVICES, NODES)
 PARTITIONS_DEFAULT = 4
 

@@ -57,6 +57,9 @@ class CatalogIds:
         for topic in catalog.TOPICS:
             if topic.schema_id == schema_id:
                 return codec.parsed(topic.schema)
+        if schema_id in catalog.EARLIER:
+            topic, absent = catalog.EARLIER[schema_id]
+            return codec.parsed_without(topic.schema, frozenset(absent))
         raise UnknownSchemaError(f"the catalog has no schema id {schema_id}")
 
 

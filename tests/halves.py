@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import uuid
+import zlib
 from typing import Any
 
 import fastavro
@@ -122,13 +123,20 @@ def batch_record(events: list[dict[str, Any]], partition: int = 0, sequence: int
         "clock_error_us": 2,
         "event_sizes": [len(encoded(one)) for one in events],
         "events": events,
+        "checksum": bytes(codec.CHECKSUM_BYTES),
     }
 
 
 def batch(events: list[dict[str, Any]], partition: int = 0, sequence: int = 0, **changes: Any) -> bytes:
     """Return a framed RawBatch of node-1."""
     record = batch_record(events, partition, sequence) | changes
-    return codec.encode("RawBatch", record, catalog.RAW.schema_id)
+    return sealed(codec.encode("RawBatch", record, catalog.RAW.schema_id))
+
+
+def sealed(value: bytes) -> bytes:
+    """Return the framed RawBatch with its checksum put right."""
+    body = value[: -codec.CHECKSUM_BYTES]
+    return body + zlib.crc32(body).to_bytes(codec.CHECKSUM_BYTES, "little")
 
 
 def pod_record(number: int, address: str | None = None, **changes: Any) -> dict[str, Any]:

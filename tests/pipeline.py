@@ -159,6 +159,11 @@ class Pipeline:
 
     def read(self) -> None:
         """Add the flow records that have come since the last call."""
+        self.read_repeats()
+
+    def read_repeats(self) -> list[tuple[tuple[str, str, str, int, int], Flow]]:
+        """Add the flow records that have come since the last call; return those that repeat an identity, with it."""
+        repeats = []
         reader = FlowReader(self.broker.bootstrap, self.ids)
         try:
             bounds = reader.bounds()
@@ -168,12 +173,14 @@ class Pipeline:
                 key = identity(flow)
                 if key in self.flows:
                     self.repeats[key] += 1
+                    repeats.append((key, flow))
                 else:
                     self.flows[key] = flow
             assert reader.unreadable == 0
             self._next = end
         finally:
             reader.close()
+        return repeats
 
     def wait_for(
         self, enough: Callable[[list[Flow]], bool], seconds_max: float = SEEN_SECONDS_MAX

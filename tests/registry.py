@@ -118,5 +118,6 @@ class Registered(Registry):
     def new_raw_schema(self, field: str) -> int:
         """Register RawBatch with one more optional field, as a later version of ours would be; return its id."""
         schema = json.loads(codec.text(catalog.RAW.schema))
-        schema["fields"].append({"name": field, "type": ["null", "string"], "default": None, "doc": "new"})
+        new = {"name": field, "type": ["null", "string"], "default": None, "doc": "new"}
+        schema["fields"].insert(-1, new)  # the checksum stays last
         return self.register(f"{catalog.RAW.name}-value", json.dumps(schema))

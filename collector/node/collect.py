@@ -185,7 +185,7 @@ class NodeCollector:
             kernel=kernel,
             received=self.received,
             published=totals.published,
-            spooled=self._spool.waiting_events,
+            spooled=totals.spooled,
             batches=dict(totals.batches),
             sequences=self._sequences,
             marker=self._marker,
@@ -193,13 +193,15 @@ class NodeCollector:
             unaccounted=report.unaccounted(kernel, before, ring.producer_position() // RING_RECORD_BYTES),
             unreadable=totals.unreadable,
             unreadable_files=self._spool.unreadable_files,
+            inherited=totals.inherited,
+            in_flight=totals.in_flight,
         )
 
     def _snapshot(self) -> Snapshot:
         totals, ring = self._publisher.totals, self._probes.events
         return Snapshot(
             counts=self.counts(),
-            spool_written=totals.spooled,
+            spool_written=totals.spool_written,
             spool_unreadable=totals.unreadable,
             spool_unreadable_files=self._spool.unreadable_files,
             spool_used_bytes=self._spool.used_bytes,

@@ -87,6 +87,11 @@ _COUNTERS: tuple[tuple[str, str, Callable[[Snapshot], int]], ...] = (
 )
 _GAUGES: tuple[tuple[str, str, Callable[[Snapshot], float]], ...] = (
     ("spool_waiting_events", "events in the spool now", lambda s: s.counts.spooled),
+    (
+        "in_flight_events",
+        "events read that neither Kafka has acknowledged nor the spool holds",
+        lambda s: s.counts.in_flight,
+    ),
     ("spool_used_bytes", "size of the spool's files", lambda s: s.spool_used_bytes),
     (
         "ring_use_ratio",

@@ -111,17 +111,25 @@ class _Flush:
 class Totals:
     """What the publisher did, since it was made.
 
+    Submitted and inherited events are at any time as many as in_flight, spooled, published and unreadable together.
+
     Attributes:
+        inherited: events that earlier processes had left in the spool.
+        in_flight: events submitted that neither Kafka has acknowledged nor the spool holds; now.
+        spooled: events that wait in the spool; now.
         published: events that Kafka acknowledged.
         batches: batches that Kafka acknowledged, by partition.
-        spooled: events written to the spool.
+        spool_written: events written to the spool.
         unreadable: events lost because their spool file was damaged.
         retries: batches that librdkafka gave back and that were queued again.
     """
 
+    inherited: int = 0
+    in_flight: int = 0
+    spooled: int = 0
     published: int = 0
     batches: Counter[int] = field(default_factory=Counter)
-    spooled: int = 0
+    spool_written: int = 0
     unreadable: int = 0
     retries: int = 0
 
@@ -149,6 +157,7 @@ class Publisher:
         self._earlier = [_Flush(None, 0, 0.0, file) for file in spool.leftovers()]
         for flush in self._earlier:
             self._add(flush)
+        self.totals.inherited = self.totals.spooled = spool.waiting_events
 
     def _add(self, flush: _Flush) -> None:
         self._unsent.append(flush)
@@ -160,6 +169,7 @@ class Publisher:
         flush = _Flush(messages, ring_end, now_s)
         self._add(flush)
         self._holding.append(flush)
+        self.totals.in_flight += flush.events()
 
     def turn(self, now_s: float) -> None:
         """Send what can be sent, spool what must be, give back ring space. KafkaFatalError when Kafka refuses us."""
@@ -228,13 +238,20 @@ class Publisher:
 
     def _give_up(self, flush: _Flush) -> list[_Message]:
         """Count what only an unreadable file held as lost; messages in flight may still arrive."""
-        if flush.messages is None:
+        known = flush.messages
+        if known is None:
             assert flush.file is not None
-            self.totals.unreadable += flush.file.events
-        known = flush.messages or []
-        self.totals.unreadable += sum(message.events for message in known if not message.sent)
+            undelivered = lost = flush.file.events
+        else:
+            undelivered = flush.events()
+            lost = sum(message.events for message in known if not message.sent)
+        if flush.file is not None:
+            self.totals.spooled -= undelivered
+            self.totals.in_flight += undelivered
+        self.totals.in_flight -= lost
+        self.totals.unreadable += lost
         flush.file = None
-        flush.messages = [message for message in known if message.sent]
+        flush.messages = [message for message in known or () if message.sent]
         if flush.delivered():
             self._unfinished -= 1
         return flush.messages
@@ -246,6 +263,10 @@ class Publisher:
             self._on_failure(flush, message, error)
             return
         message.delivered, message.value = True, None
+        if flush.file is None:
+            self.totals.in_flight -= message.events
+        else:
+            self.totals.spooled -= message.events
         self.totals.published += message.events
         self.totals.batches[message.partition] += 1
         if flush.delivered():
@@ -284,7 +305,9 @@ class Publisher:
         flush.file, flush.messages = file, kept
         for slot, message in enumerate(kept):
             message.slot, message.value = slot, None
+        self.totals.in_flight -= file.events
         self.totals.spooled += file.events
+        self.totals.spool_written += file.events
         return True
 
     def _release(self) -> None:

@@ -27,7 +27,7 @@ class Counts:
         kernel: the probes' counters: attempted, untracked, skipped_runs, and `lost_<reason>` for each reason.
         received: events read from the ring by this process.
         published: events acknowledged by Kafka.
-        spooled: events in the spool now.
+        inherited, in_flight, spooled: as in the schema.
         batches: acknowledged batches by partition.
         sequences, marker: batch sequences by partition.
         probes, unaccounted, unreadable, unreadable_files: as in the schema.
@@ -44,6 +44,8 @@ class Counts:
     unaccounted: int = 0
     unreadable: int = 0
     unreadable_files: int = 0
+    inherited: int = 0
+    in_flight: int = 0
 
     def lost(self) -> dict[str, int]:
         """Return events lost in the kernel by reason: the counters of enum podwire_counter."""
@@ -96,6 +98,8 @@ def encode(schema_id: int, origin: Origin, tier: str, counts: Counts, interval: 
         "unaccounted": counts.unaccounted,
         "unreadable": counts.unreadable,
         "unreadable_files": counts.unreadable_files,
+        "inherited": counts.inherited,
+        "in_flight": counts.in_flight,
     }
     return codec.encode("CollectorReport", record, schema_id)
 

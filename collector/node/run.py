@@ -96,7 +96,9 @@ def open_spool(settings: Settings, origin: Origin) -> Spool:
 
 def collect(settings: Settings, origin: Origin, probes: Probes, spool: Spool, stop: threading.Event) -> None:
     """Turn the loop until `stop` is set, then drain. FatalError when Kafka or a topic refuses us for good."""
-    producer: Producer = kafka.producer(settings.bootstrap, f"podwire-node-{settings.node}")
+    producer: Producer = kafka.producer(
+        settings.bootstrap, f"podwire-node-{settings.node}", queue_bytes_max=settings.queue_bytes_max
+    )
     publisher = Publisher(producer, probes.events, spool, settings.spool_after_ms / 1000)
     metrics = Metrics(probes.tier, package_version(), probes.refused)
     pace = Pace(settings.flush_interval_ms / 1000, settings.report_interval_s)

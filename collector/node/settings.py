@@ -180,6 +180,12 @@ class Settings(PinSettings, ProbeSettings, CollectorSettings):
         description="leave pinned probes attached at an orderly end, so that a restart repeats no OPEN or EXISTING; "
         "false removes them, for the last run on a node",
     )
+    queue_bytes_max: int = Field(
+        64 << 20,
+        ge=1 << 20,
+        description="bytes of batches that may wait in memory for Kafka's answer, before compression; above, they "
+        "go to the spool at once; at least the largest batch, 1 MB",
+    )
     spool_after_ms: int = Field(
         2000,
         ge=0,

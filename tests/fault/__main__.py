@@ -7,6 +7,7 @@ wrong and the canary was caught; 1 otherwise.
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import tempfile
 import time
@@ -37,16 +38,22 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--short", action="store_true", help="as short as in `make test`")
     parser.add_argument("--no-canary", action="store_true", help="leave out the one that must be caught")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=random.randrange(1 << 32),
+        help="what chance decides; the last line says which it was",
+    )
     options = parser.parse_args(arguments)
     names = options.faults.split(";")
     wanted = [(name, FAULTS[name]) for name in names if name != REUSE]
     if not options.no_canary:
         wanted.append(("canary: halves dropped", CANARY))
-    rows = list(play_all(wanted, short=options.short))
+    rows = list(play_all(wanted, short=options.short, seed=options.seed))
     if REUSE in names:
         _say(f"{REUSE} ...")
         with tempfile.TemporaryDirectory(prefix="podwire-fault-") as folder:
-            rows.append(reuse.play(Path(folder), *REUSE_PODS_AND_SECONDS[options.short]))
+            rows.append(reuse.play(Path(folder), *REUSE_PODS_AND_SECONDS[options.short], options.seed))
     sys.stdout.write(table(rows))
     canary = [row for row in rows if row.fault.startswith("canary")]
     bad = [row.fault for row in rows if row not in canary and not row.good]
@@ -54,12 +61,15 @@ def main(arguments: Sequence[str]) -> int:
         bad.append("the canary was not caught")
     if canary and canary[0].audit == EXIT_COMPLETE:
         bad.append("the audit called the canary complete")
-    sys.stdout.write(f"{'NOT good: ' + '; '.join(bad) if bad else 'all good'}\n")
+    sys.stdout.write(f"{'NOT good: ' + '; '.join(bad) if bad else 'all good'} (--seed {options.seed})\n")
     return int(bool(bad))
 
 
-def play_all(wanted: Sequence[tuple[str, Fault]], *, short: bool) -> Iterator[Row]:
-    """Play each fault in its world; worlds are made anew where the next fault needs another one."""
+def play_all(wanted: Sequence[tuple[str, Fault]], *, short: bool, seed: int) -> Iterator[Row]:
+    """Play each fault in its world; worlds are made anew where the next fault needs another one.
+
+    What chance decides in a round goes by `seed` and the fault's name alone.
+    """
     with tempfile.TemporaryDirectory(prefix="podwire-fault-") as parent:
         world: World | None = None
         try:
@@ -74,6 +84,7 @@ def play_all(wanted: Sequence[tuple[str, Fault]], *, short: bool) -> Iterator[Ro
                     world.open()
                 _say(f"[{number}/{len(wanted)}] {name} ...")
                 seconds = fault.seconds[short]
+                world.dice = random.Random(f"{seed} {name}")
                 begun = time.monotonic()
                 row = play(
                     world,

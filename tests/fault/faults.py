@@ -6,7 +6,6 @@ One table, FAULTS; a fault returns when its cause is over and what it ended was 
 from __future__ import annotations
 
 import os
-import random
 import signal
 import subprocess
 import time
@@ -15,8 +14,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
-from schemas import catalog
+from collector.errors import KafkaFatalError
+from schemas import catalog, codec
+from tests.fault.books import NOT_OURS
 from tests.fault.brokers import Brokers
 from tests.fault.registry_away import REGISTRY, registry_away
 from tests.fault.rounds import SETTLE_SECONDS_MAX, Setting, restart
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.fault.rounds import Traffic, World
+    from tests.fault.verdicts import Loses
 
 PLAIN = Setting("one broker")
 THREE = Setting("three brokers", brokers=3)
@@ -33,9 +36,22 @@ NO_ROOM = Setting(
     "a ring of 64 KiB and no spool", node={"PODWIRE_RING_BYTES": "65536", "PODWIRE_SPOOL_BYTES_MAX": "0"}
 )
 TWO_NODES = Setting("two nodes, one with a clock that can be stepped", second_node=True)
+SMALL_QUEUES = Setting(
+    "queues of 1 MiB in the collector and 100 records in the worker",
+    services={"PODWIRE_IN_FLIGHT_MAX": "100"},
+    node={"PODWIRE_QUEUE_BYTES_MAX": str(1 << 20), "PODWIRE_SPOOL_AFTER_MS": "600000"},
+)
+UNPINNED = Setting("probes that end with their collector", pinned=False)
+FLIPPING = Setting("a collector that flips bits", collector=("tests.fault.flipping_collector",))
 LEAKY = Setting("a collector that drops halves", collector=("tests.fault.leaky_collector",))
-BAD_COPIES = 4
+BAD_COPIES = 5
 """Broken copies of each batch that `poison` appends."""
+MESSAGE_BYTES_MAX = 1_048_588
+"""Kafka's default for a batch of messages."""
+REFUSED_BYTES_MAX = 100
+"""Less than any of ours takes."""
+BAD_BATCHES = 3
+"""How many batches `flip_bits` waits for."""
 MEANWHILE = 100
 """Connections made while something is away."""
 
@@ -48,14 +64,14 @@ class Fault:
         cause: what goes wrong; gets the seconds that it lasts where that is a choice.
         setting: the world it needs.
         seconds: how long it lasts in the long form, and in the short one.
-        loses: whether losses are what is expected, all of them counted.
+        loses: what it is expected to cost.
         settle_seconds_max: how long to wait for all to be told.
     """
 
     cause: Callable[[World, Traffic, float], None]
     setting: Setting = PLAIN
     seconds: tuple[float, float] = (0.0, 0.0)
-    loses: bool = False
+    loses: Loses = "nothing"
     settle_seconds_max: float = SETTLE_SECONDS_MAX
 
 
@@ -73,9 +89,26 @@ def kill_service(name: str) -> Callable[[World, Traffic, float], None]:
 def kill_broker(world: World, traffic: Traffic, _: float) -> None:
     """Crash Kafka, wait until the collector has put events on its disk, start Kafka again."""
     world.broker.kill()
-    spool = world.folder / "services" / "node-state"
-    traffic.until(lambda: any(path.suffix == ".flush" for path in spool.rglob("*")))
+    traffic.until(lambda: has_spooled(world))
     traffic.more(MEANWHILE)
+    world.broker.start()
+
+
+def has_spooled(world: World) -> bool:
+    """Return whether the collector has put events on its disk."""
+    spool = world.folder / "services" / "node-state"
+    return any(path.suffix == ".flush" for path in spool.rglob("*"))
+
+
+def kill_spooling(world: World, traffic: Traffic, _: float) -> None:
+    """Crash Kafka, and the collector once it has put events on its disk: its successor inherits them."""
+    world.broker.kill()
+    traffic.until(lambda: has_spooled(world))
+    node = world.services.processes["node"]
+    node.kill()
+    traffic.more(MEANWHILE)
+    node.start()
+    traffic.until(lambda: node.unhealthy() is None)
     world.broker.start()
 
 
@@ -154,6 +187,40 @@ def fill_disk(world: World, traffic: Traffic, _: float) -> None:
     world.broker.start()
 
 
+def fill_queue(world: World, traffic: Traffic, _: float) -> None:
+    """SIGSTOP Kafka until the collector's memory queue is full: what it does not take goes to the disk at once."""
+    with stopped(world.broker.pid):
+        traffic.until(lambda: has_spooled(world))
+        traffic.more(MEANWHILE)
+
+
+def refuse_batches(world: World, traffic: Traffic, _: float) -> None:
+    """Let Kafka refuse every batch as too large until the collector has ended for it, then mend that and start it."""
+    node = world.services.processes["node"]
+    limit_messages(world, REFUSED_BYTES_MAX)
+    while node.pid is not None:
+        traffic.more(10)
+    assert node.exit_code == KafkaFatalError.exit_code, node.last_words()
+    traffic.more(MEANWHILE)
+    limit_messages(world, MESSAGE_BYTES_MAX)
+    restart(world, "node")
+
+
+def limit_messages(world: World, bytes_max: int) -> None:
+    """Set the largest batch of messages that Kafka takes into the raw topic."""
+    entry = ConfigEntry("max.message.bytes", str(bytes_max), incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, catalog.RAW.name, incremental_configs=[entry])
+    admin = AdminClient({"bootstrap.servers": world.broker.bootstrap, "log_level": 0})
+    for done in admin.incremental_alter_configs([resource]).values():
+        done.result(30)
+
+
+def flip_bits(world: World, traffic: Traffic, _: float) -> None:
+    """Go on until a few batches whose bits flipped in the collector's memory are set aside."""
+    enricher = world.services.processes["enricher"]
+    traffic.until(lambda: dead_letters(enricher.metrics()) >= BAD_BATCHES)
+
+
 def fill_ring(world: World, traffic: Traffic, _: float) -> None:
     """Take Kafka away until the ring is full and the kernel counts what it can't hand over."""
     world.broker.kill()
@@ -164,20 +231,20 @@ def fill_ring(world: World, traffic: Traffic, _: float) -> None:
 
 
 def poison(world: World, traffic: Traffic, _: float) -> None:
-    """Append broken copies of real batches: cut, of an unknown schema, empty, with flipped bits in the prefix."""
-    dice = random.Random(7)
+    """Append broken copies of real batches: cut, of an unknown schema, empty, with bits flipped in prefix or body."""
     good = last_values(world)
     enricher = world.services.processes["enricher"]
     before = dead_letters(enricher.metrics())
     producer = Producer({"bootstrap.servers": world.broker.bootstrap})
     for partition, value in good.items():
         for bad in (
-            value[: len(value) // 2],
+            value[: world.dice.randrange(1, len(value))],
             value[:1] + (999_999).to_bytes(4, "big") + value[5:],
             b"",
-            flipped(value, dice),
+            flipped(value, world.dice.randrange(codec.PREFIX_BYTES)),
+            flipped(value, world.dice.randrange(codec.PREFIX_BYTES, len(value))),
         ):
-            producer.produce(catalog.RAW.name, bad, partition=partition)
+            producer.produce(catalog.RAW.name, bad, key=NOT_OURS, partition=partition)
             traffic.more(3)
     assert producer.flush(30) == 0
     traffic.until(lambda: dead_letters(enricher.metrics()) == before + BAD_COPIES * len(good))
@@ -189,9 +256,8 @@ def dead_letters(metrics: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
-def flipped(value: bytes, dice: random.Random) -> bytes:
-    """Return the batch with bits of a byte of its prefix flipped."""
-    place = dice.randrange(5)
+def flipped(value: bytes, place: int) -> bytes:
+    """Return the batch with bits of one byte flipped."""
     return value[:place] + bytes((value[place] ^ 0x55,)) + value[place + 1 :]
 
 
@@ -251,6 +317,7 @@ FAULTS: dict[str, Fault] = {
     "none": Fault(nothing),
     "worker killed": Fault(kill_service("enricher")),
     "collector killed, probes pinned": Fault(kill_service("node")),
+    "collector killed with a spool": Fault(kill_spooling),
     "watcher killed": Fault(kill_service("cluster")),
     "worker joins and leaves": Fault(join_and_leave),
     "worker stalled": Fault(stall_worker, seconds=(25.0, 12.0)),
@@ -259,9 +326,13 @@ FAULTS: dict[str, Fault] = {
     "broker stalled": Fault(stall_broker, seconds=(20.0, 5.0)),
     "connections cut": Fault(cut_connections, seconds=(10.0, 3.0)),
     "poison batches": Fault(poison),
+    "batches refused": Fault(refuse_batches),
     "5,000 pods at once": Fault(burst_of_pods),
     "spool's disk full": Fault(fill_disk, SMALL_DISK),
-    "ring full": Fault(fill_ring, NO_ROOM, loses=True),
+    "queue full": Fault(fill_queue, SMALL_QUEUES),
+    "ring full": Fault(fill_ring, NO_ROOM, loses="counted"),
+    "bits flipped before Kafka": Fault(flip_bits, FLIPPING, loses="dead letters"),
+    "collector killed, no pins": Fault(kill_service("node"), UNPINNED, loses="gap"),
     "clock stepped by +5 s": Fault(step_clock(5), TWO_NODES),
     "clock stepped by -5 s": Fault(step_clock(-5), TWO_NODES),
     "registry away": Fault(registry_away, REGISTRY, seconds=(15.0, 3.0)),

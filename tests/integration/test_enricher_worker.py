@@ -210,8 +210,8 @@ def test_poison_goes_to_the_dead_letters_and_its_neighbours_survive(bench: Bench
     poison = {
         b'{"no": "avro"}': "NOT_AVRO_FRAMED",
         codec.prefix(4711) + b"\x02x": "UNKNOWN_SCHEMA_ID",
-        halves.batch(bench.opened(9))[:-30]: "INCONSISTENT_SIZES",
-        codec.prefix(catalog.RAW.schema_id) + b"\xff": "UNDECODABLE",
+        halves.batch(bench.opened(9))[:-30]: "CHECKSUM_MISMATCH",
+        halves.sealed(codec.prefix(catalog.RAW.schema_id) + b"\xff" + bytes(4)): "UNDECODABLE",
         halves.batch(bench.opened(9), partition=3): "WRONG_PARTITION",
     }
     with bench.enricher():

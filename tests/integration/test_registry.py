@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import Consumer, TopicPartition
-from confluent_kafka.schema_registry import SchemaRegistryClient
+from confluent_kafka.schema_registry import SchemaRegistryClient, SchemaRegistryError
 from confluent_kafka.schema_registry.avro import AvroDeserializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
@@ -67,10 +67,11 @@ class RegistryBench(Bench):
 
     def send(self, events: list[dict[str, Any]], partition: int = 0, schema_id: int | None = None) -> None:
         """Append one batch to the raw topic under the registry's id, or that of a version with one more field."""
-        value = halves.batch(events, partition)[codec.PREFIX_BYTES :]
+        body = halves.batch(events, partition)[codec.PREFIX_BYTES : -codec.CHECKSUM_BYTES]
         if schema_id is not None:
-            value += b"\x00"  # the field: null
-        self.send_bytes(codec.prefix(schema_id or self.known.ids[catalog.RAW.name]) + value, partition)
+            body += b"\x00"  # the field: null
+        prefix = codec.prefix(schema_id or self.known.ids[catalog.RAW.name])
+        self.send_bytes(halves.sealed(prefix + body + bytes(codec.CHECKSUM_BYTES)), partition)
 
     def publish_pods(self) -> None:
         """Publish this test's pods 1 and 2."""
@@ -203,6 +204,22 @@ def test_stock_consumer_decodes_a_flow(
     nobody = f"http://127.0.0.1:{free_port()}"
     assert main([*observe, nobody]) == 1
     assert f"the schema registry at {nobody} does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("schema_id", catalog.EARLIER)
+def test_registry_that_demands_compatibility_takes_our_new_version(known: Registered, schema_id: int) -> None:
+    """After an earlier version the present one is FULL_TRANSITIVE; one with a field that has no default is not."""
+    topic, absent = catalog.EARLIER[schema_id]
+    schema = json.loads(codec.text(topic.schema))
+    earlier = schema | {"fields": [field for field in schema["fields"] if field["name"] not in absent]}
+    subject = f"after-{schema_id}"
+    known.register(subject, json.dumps(earlier))
+    with SchemaRegistryClient({"url": known.url}) as client:
+        client.set_compatibility(subject, "FULL_TRANSITIVE")
+    assert known.register(subject, json.dumps(schema)) != known.register(subject, json.dumps(earlier))
+    schema["fields"].append({"name": "demanded", "type": "long", "doc": "without a default"})
+    with pytest.raises(SchemaRegistryError):
+        known.register(subject, json.dumps(schema))
 
 
 def test_foreign_ids_are_read_or_set_aside_by_what_the_registry_says(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from typing import Any
 
 import avro.io
@@ -17,7 +18,7 @@ from collector.node.encode import Header, Nullable, Text, encode_events, raw_bat
 from schemas import codec
 
 SCHEMA = json.loads(codec.text("RawBatch"))
-FIELDS: list[dict[str, Any]] = SCHEMA["fields"][-1]["type"]["items"]["fields"]
+FIELDS: list[dict[str, Any]] = SCHEMA["fields"][-2]["type"]["items"]["fields"]
 FIXED_BYTES = {"tcp_key": 8, "pod_uid": 16, "container_id": 32, "local_address": 16, "remote_address": 16}
 INT = st.integers(-(2**31), 2**31 - 1)
 EDGES = [0, 1, -1, 63, 64, -64, -65, 2**55 - 1, 2**55, -(2**55), -(2**55) - 1, 2**62, 2**63 - 1, -(2**63)]
@@ -71,7 +72,7 @@ def encode(events: list[dict[str, Any]], order: np.ndarray | None = None) -> tup
 def test_encoding_is_fastavros_byte_for_byte(events: list[dict[str, Any]]) -> None:
     """Every value of every field, nulls and ten-byte numbers included, is encoded as fastavro does."""
     bodies, sizes = encode(events)
-    schema = fastavro.parse_schema(SCHEMA["fields"][-1]["type"]["items"])
+    schema = fastavro.parse_schema(SCHEMA["fields"][-2]["type"]["items"])
     at = 0
     for event, size in zip(events, sizes, strict=True):
         expected = io.BytesIO()
@@ -113,3 +114,4 @@ def test_raw_batch_is_decoded_by_the_avro_library(
     assert batch["event_sizes"] == sizes.tolist()
     assert {name: batch[name] for name in Header.__dataclass_fields__} == vars(header)
     assert codec.encode("RawBatch", batch, 1) == value
+    assert batch["checksum"] == zlib.crc32(value[:-4]).to_bytes(4, "little")

@@ -119,7 +119,7 @@ def test_dead_letter_with_a_readable_header_is_told_as_dead() -> None:
     rig.tick()
     (record,) = rig.producer.coverage
     assert record["ranges"] == []
-    assert [(one["sequence"], one["reason"]) for one in record["dead"]] == [(4, "INCONSISTENT_SIZES")]
+    assert [(one["sequence"], one["reason"]) for one in record["dead"]] == [(4, "CHECKSUM_MISMATCH")]
     assert rig.acked == [0, 1]
 
 

@@ -75,6 +75,10 @@ def test_report_accounts_for_every_event(tmp_path: Path) -> None:
     assert (second["published"], second["sequence"]) == (50, 1)
     assert second["from_unix_us"] == first["to_unix_us"]
     assert not second["last"]
+    assert (first["spooled"], second["spooled"]) == (50, 0)
+    for one in (first, second):
+        kept = one["published"] + one["spooled"] + one["in_flight"] + one["unreadable"]
+        assert one["received"] + one["inherited"] == kept
 
 
 def test_finish_reads_publishes_and_reports_the_rest(tmp_path: Path) -> None:

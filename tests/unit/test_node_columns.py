@@ -190,7 +190,7 @@ def test_constants_are_the_schemas_and_the_kernels() -> None:
     """The numbers used for symbols are their indexes in the `.avsc` and the values of the kernel ABI."""
     fields = {
         field["name"]: field
-        for field in json.loads(codec.text("RawBatch"))["fields"][-1]["type"]["items"]["fields"]
+        for field in json.loads(codec.text("RawBatch"))["fields"][-2]["type"]["items"]["fields"]
     }
     symbols = {
         name: field["type"].get("symbols")

@@ -49,11 +49,20 @@ class Rig:
         self.spool = Spool(folder, spool_bytes, "boot", epoch, 4)
         self.publisher = Publisher(self.producer, self.ring, self.spool, SPOOL_AFTER_S)
         self.publisher.is_open = True
+        self.submitted = 0
 
     def submit(self, end: int, *values: bytes, now_s: float = 0.0) -> None:
         """Submit one flush with a batch of 10 events per value."""
         batches = [Batch(number % 4, 10, value) for number, value in enumerate(values)]
         self.publisher.submit(batches, end, now_s)
+        self.submitted += 10 * len(batches)
+
+    def check_balance(self) -> None:
+        """Fail unless each event that came in is in exactly one place."""
+        totals = self.publisher.totals
+        places = (totals.published, totals.spooled, totals.in_flight, totals.unreadable)
+        assert min(places) >= 0
+        assert self.submitted + totals.inherited == sum(places), totals
 
     def delivered(self) -> list[bytes]:
         """Return the values that Kafka has, in order."""
@@ -206,7 +215,8 @@ def test_finish_spools_the_rest_and_a_new_process_replays_it(tmp_path: Path) -> 
     second.producer.answer()
     second.publisher.turn(0.1)
     assert second.delivered() == [b"b", b"c", b"new"]
-    assert second.publisher.totals.published == 30
+    assert (second.publisher.totals.inherited, second.publisher.totals.published) == (20, 30)
+    second.check_balance()
     assert second.publisher.idle()
     assert list(tmp_path.iterdir()) == []
 
@@ -234,6 +244,7 @@ def test_unreadable_spool_file_is_counted_and_does_not_stop_the_rest(tmp_path: P
     later.publisher.turn(0.1)
     assert later.delivered() == [b"b"]
     assert later.publisher.totals.unreadable == 10
+    later.check_balance()
     assert later.publisher.idle()
 
 
@@ -246,9 +257,12 @@ def test_unreadable_spool_file_of_failed_batches_is_counted_once(rig: Rig, tmp_p
     rig.producer.answer(1, FakeError(KafkaError.UNKNOWN_TOPIC_OR_PART))
     rig.publisher.turn(2.1)
     assert rig.publisher.totals.unreadable == 10
+    assert rig.publisher.totals.in_flight == 10
+    rig.check_balance()
     rig.producer.answer(1, FakeError(KafkaError.UNKNOWN_TOPIC_OR_PART))
     rig.publisher.turn(2.2)
     assert rig.publisher.totals.unreadable == 20
+    rig.check_balance()
     assert rig.publisher.idle()
 
 
@@ -267,7 +281,7 @@ STEP = st.one_of(
 def test_released_space_is_always_covered(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]], room: int
 ) -> None:
-    """Whatever happens in whatever order, a kill loses no released batch, and without failures none comes twice."""
+    """Whatever happens in whatever order, a kill loses no released batch, the books balance, and none comes twice."""
     folder = tmp_path_factory.mktemp("spool")
     rig = Rig(folder, room=room)
     submitted: dict[int, list[bytes]] = {}
@@ -289,6 +303,7 @@ def test_released_space_is_always_covered(
         else:
             rig.spool._size_bytes_max = count
         rig.publisher.turn(now_s)
+        rig.check_balance()
         on_disk = {batch.value for path in folder.glob("*.flush") for batch in _parsed(path.read_bytes())}
         safe = on_disk | set(rig.delivered())
         for end, values in submitted.items():
@@ -300,6 +315,7 @@ def test_released_space_is_always_covered(
     every = [value for values in submitted.values() for value in values]
     assert rig.publisher.idle()
     assert Counter(rig.delivered()) == Counter(every)
+    rig.check_balance()
     assert rig.publisher.totals.published == 10 * len(every)
     assert rig.ring.released == max(submitted, default=0)
     assert list(folder.iterdir()) == []

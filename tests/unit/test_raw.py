@@ -76,13 +76,43 @@ def test_sizes_that_do_not_fit_are_rejected(sizes: list[int]) -> None:
 
 @pytest.mark.parametrize("size", range(5, len(SAMPLE), 7))
 def test_truncated_batch_is_rejected(size: int) -> None:
-    """A batch cut off anywhere comes back as a value, never as an exception."""
-    assert rejected(SAMPLE[:size]).reason in {"UNDECODABLE", "INCONSISTENT_SIZES"}
+    """A batch cut off anywhere comes back as a value, never as an exception, even where the checksum is right."""
+    assert rejected(SAMPLE[:size]).reason == "CHECKSUM_MISMATCH"
+    cut = halves.sealed(SAMPLE[:size] + bytes(4))
+    assert rejected(cut).reason in {"UNDECODABLE", "INCONSISTENT_SIZES"}
+
+
+@pytest.mark.parametrize("place", range(5, len(SAMPLE)))
+def test_flipped_bit_is_rejected_wherever_it_is(place: int) -> None:
+    """One bit anywhere behind the prefix, in header, events or checksum: nothing of the batch is used."""
+    flipped = bytearray(SAMPLE)
+    flipped[place] ^= 1 << place % 8
+    assert rejected(bytes(flipped)).reason == "CHECKSUM_MISMATCH"
+
+
+def test_batch_of_before_the_checksum_is_read() -> None:
+    """What an earlier collector left in the topic, under its own schema id, still comes out."""
+    (earlier,) = (number for number, (topic, _) in catalog.EARLIER.items() if topic is catalog.RAW)
+    value = codec.prefix(earlier) + SAMPLE[5 : -codec.CHECKSUM_BYTES]
+    assert raw.cut(value, 0, CatalogIds(), OURS) == raw.cut(SAMPLE, 0, CatalogIds(), OURS)
+
+
+def test_checksum_of_another_version_is_checked_too() -> None:
+    """A later schema that still ends with the checksum: the writer's bytes are what it covers."""
+    ids = _Ids()
+    event = halves.event("CLOSE", "CLIENT", halves.key(1)) | {"novelty": "x"}
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, ids.writer, halves.batch_record([event]))
+    value = codec.prefix(77) + out.getvalue()
+    found = raw.cut(value, 0, ids, OURS)
+    assert isinstance(found, raw.Rejected)
+    assert (found.reason, found.schema_id) == ("CHECKSUM_MISMATCH", 77)
+    assert isinstance(raw.cut(halves.sealed(value), 0, ids, OURS), list)
 
 
 def test_bytes_after_the_record_are_rejected() -> None:
     """A message that goes on after its record is not what it says."""
-    assert rejected(SAMPLE + b"\x00").reason == "INCONSISTENT_SIZES"
+    assert rejected(halves.sealed(SAMPLE + b"\x00")).reason == "INCONSISTENT_SIZES"
 
 
 def test_broken_event_of_the_right_size_is_rejected() -> None:
@@ -91,7 +121,7 @@ def test_broken_event_of_the_right_size_is_rejected() -> None:
     for place, value in ((8, 0x0E), (9, 0x00), (13, 0x01), (13, 0x81), (101, 0x7E), (len(event) - 1, 0x04)):
         broken = bytearray(event)
         broken[place] = value
-        message = SAMPLE.replace(bytes(event), bytes(broken))
+        message = halves.sealed(SAMPLE.replace(bytes(event), bytes(broken)))
         assert message != SAMPLE
         assert rejected(message).reason == "INCONSISTENT_SIZES", place
 
@@ -126,6 +156,6 @@ def test_other_registered_schema_takes_the_slow_path() -> None:
     ids = _Ids()
     out = io.BytesIO()
     fastavro.schemaless_writer(out, ids.writer, record)
-    found = raw.cut(codec.prefix(77) + out.getvalue(), 0, ids, OURS)
+    found = raw.cut(halves.sealed(codec.prefix(77) + out.getvalue()), 0, ids, OURS)
     assert isinstance(found, list)
     assert [half.data for half in found] == [halves.encoded(event | {"rtt_min_us": None})]

@@ -9,6 +9,7 @@ from typing import Any
 import avro.io
 import avro.schema
 import fastavro
+import fastavro.utils
 import pytest
 
 from schemas import catalog, codec
@@ -52,7 +53,8 @@ def raw(schema: str) -> dict[str, Any]:
 
 def tcp_event() -> list[dict[str, Any]]:
     """Return the fields of TcpEvent."""
-    return raw("RawBatch")["fields"][-1]["type"]["items"]["fields"]
+    (events,) = (field for field in raw("RawBatch")["fields"] if field["name"] == "events")
+    return events["type"]["items"]["fields"]
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
@@ -83,6 +85,26 @@ def test_schema_ids_are_distinct_and_known() -> None:
         assert ids.writer_schema(ids.id_of(topic)) is codec.parsed(topic.schema)
     with pytest.raises(UnknownSchemaError):
         ids.writer_schema(999)
+    assert not {topic.schema_id for topic in catalog.TOPICS} & catalog.EARLIER.keys()
+
+
+@pytest.mark.parametrize("schema_id", catalog.EARLIER)
+def test_message_of_an_earlier_version_reads_with_defaults(schema_id: int) -> None:
+    """A reader of today reads what an earlier version wrote under its own id, and the reverse."""
+    topic, absent = catalog.EARLIER[schema_id]
+    earlier, now = CatalogIds().writer_schema(schema_id), codec.parsed(topic.schema)
+    record = fastavro.utils.generate_one(earlier)
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, earlier, record)
+    read = codec.decode(topic.schema, codec.prefix(schema_id) + out.getvalue(), earlier)
+    assert {name: read[name] for name in record} == record
+    fields = raw(topic.schema)["fields"]
+    defaults = {field["name"]: field["default"] for field in fields if field["name"] in absent}
+    assert {name: read[name] for name in absent} == defaults
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, now, read | ({"checksum": b"abcd"} if "checksum" in absent else {}))
+    out.seek(0)
+    assert fastavro.schemaless_reader(out, now, earlier) == record
 
 
 def test_client_and_server_groups_of_flow_mirror_each_other() -> None:

@@ -1,14 +1,16 @@
 """`python -m tests.kernel.guests`: the scenarios in every tier, or any command, on several kernels, and a matrix.
 
-The command behind `make kernels`. Progress and the guests' output go to standard error, the matrix to standard output.
-Exit status: 0 when all was as the table says (of a command of one's own: it succeeded) in every guest, 1 when it was
-not in one, 2 when a guest could not be had.
+The command behind `make kernels`. Other kernel tests run too, in the tier that the guest's kernel chooses. Progress
+and the guests' output go to standard error, the matrix to standard output.
+Exit status: 0 when all was as the table says and no test failed (of a command of one's own: it succeeded) in every
+guest, 1 when it was not in one, 2 when a guest could not be had.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 KERNELS = "5.10,6.1,6.12,7"
+BCC_KERNELS = "6.1"
+"""Debian's BCC comes from the same release as this kernel, and reads its headers."""
+MORE_KERNELS = "5.10,6.12"
+MORE = tuple(
+    f"tests/kernel/test_{name}.py"
+    for name in ("books", "existing", "filters", "pins", "privilege", "progress")
+)
+"""What runs in the tier that the kernel chooses: on the oldest kernel and a recent one, since it takes minutes."""
 PYTEST = ("python", "-m", "pytest", "-v", "--tb=short", "--color=no", "-p", "no:cacheprovider")
 _OUTCOME = re.compile(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 
@@ -33,7 +43,10 @@ def main(arguments: Sequence[str]) -> int:
     columns: dict[str, Column] = {}
     found: dict[str, cells.Cells] = {}
     try:
-        kernels = [fetch.kernel(line, refresh=options.refresh) for line in options.kernels.split(",")]
+        kernels = [
+            fetch.kernel(line, suites=options.suites.split(","), refresh=options.refresh)
+            for line in options.kernels.split(",")
+        ]
         if options.fetch_only:
             sys.stdout.writelines(
                 f"{kernel.line:8} {kernel.release:32} {kernel.folder}\n" for kernel in kernels
@@ -53,8 +66,12 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write(matrix(columns))
         good = all(end == "0" for end in ends)
     else:
-        sys.stdout.write(cells.matrix(found, options.scenarios, options.tiers))
-        good = all(cells.good(column, options.scenarios, options.tiers) for column in found.values())
+        tiers = {name: _tiers(name.split()[0], options) for name in found}
+        sys.stdout.write(cells.matrix(found, options.scenarios, tiers))
+        sys.stdout.write("\n" + cells.sums(columns, MORE))
+        good = all(end == "0" for end in ends) and all(
+            cells.good(outcomes, options.scenarios, tiers[name]) for name, outcomes in found.items()
+        )
     return 2 if "none" in ends else int(not good)
 
 
@@ -62,6 +79,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.kernel.guests", description=__doc__)
     parser.add_argument(
         "--kernels", default=KERNELS, help="version lines, comma between; 7 is the newest 7.x"
+    )
+    parser.add_argument(
+        "--suites", default=",".join(fetch.SUITES), help="Debian suites that they come from, comma between"
     )
     parser.add_argument("--cgroup", default="v2", help="v2, hybrid (v1 with v2 beside it) or v2,hybrid")
     parser.add_argument("--tiers", default=",".join(CORE_TIERS), help="probe tiers, comma between")
@@ -76,9 +96,16 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         "--fetch-only", action="store_true", help="fetch the kernels and name them, boot none"
     )
     parser.add_argument(
-        "--with-compiler",
-        action="store_true",
-        help="put BCC and the kernel's headers into the guests, and play tier bcc too",
+        "--bcc",
+        default=None,
+        metavar="KERNELS",
+        help=f"those that get BCC and their headers, and play tier bcc too; {BCC_KERNELS} unless a command is given",
+    )
+    parser.add_argument(
+        "--more",
+        default=MORE_KERNELS,
+        metavar="KERNELS",
+        help=f"those that also run {', '.join(MORE)}; comma between",
     )
     parser.add_argument(
         "--instructions", action="store_true", help="one instruction takes one ns: times become counts"
@@ -88,8 +115,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     options.tiers, options.scenarios = options.tiers.split(","), options.scenarios.split(";")
-    if options.with_compiler:
-        options.tiers.append("bcc")
+    if options.bcc is None:
+        options.bcc = "" if options.command else BCC_KERNELS
+    options.bcc = options.bcc.split(",")
     if unknown := set(options.scenarios) - set(SCENARIOS):
         parser.error(f"--scenarios: the table has no {', '.join(sorted(unknown))}")
     if not set(options.cgroup.split(",")) <= {"v2", "hybrid"}:
@@ -97,17 +125,28 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def scenario_command(tiers: Sequence[str], scenarios: Sequence[str]) -> list[str]:
-    """Return what plays the scenarios in the tiers, in one run of pytest."""
-    tests = (fetch.ROOT / "tests" / "kernel").glob("test_*.py")
-    files = sorted(f"tests/kernel/{path.name}" for path in tests if ".mark.scenario(" in path.read_text())
+def _tiers(line: str, options: argparse.Namespace) -> list[str]:
+    """Return the tiers that the guest with this kernel plays."""
+    return [*options.tiers, *(["bcc"] if line in options.bcc else [])]
+
+
+def scenario_command(tiers: Sequence[str], scenarios: Sequence[str], tests: Sequence[str] = ()) -> list[str]:
+    """Return what plays the scenarios in the tiers, in one run of pytest, and then the files `tests` in another."""
+    kernel_tests = (fetch.ROOT / "tests" / "kernel").glob("test_*.py")
+    files = sorted(
+        f"tests/kernel/{path.name}" for path in kernel_tests if ".mark.scenario(" in path.read_text()
+    )
     if "bcc" in tiers:
         files.append("tests/kernel/test_bcc.py")
     environment = {
         "PODWIRE_TEST_TIER": ",".join(tier for tier in tiers if tier != "bcc") or "auto",
         "PODWIRE_TEST_SCENARIOS": ";".join(scenarios),
     }
-    return ["env", *(f"{name}={value}" for name, value in environment.items()), *PYTEST, *files]
+    play = ["env", *(f"{name}={value}" for name, value in environment.items()), *PYTEST, *files]
+    if not tests:
+        return play
+    others = shlex.join([*PYTEST, *tests])
+    return ["sh", "-c", f"{shlex.join(play)}; played=$?; {others} && exit $played"]
 
 
 def _column(
@@ -120,6 +159,8 @@ def _column(
         sys.stderr.write(f"[{kernel.line} {cgroup}] {line}\n")
 
     column: Column = {}
+    tiers = _tiers(kernel.line, options)
+    more = MORE if kernel.line in options.more.split(",") else ()
 
     def hear(line: str) -> None:
         show(line)
@@ -129,11 +170,11 @@ def _column(
     try:
         result = guest.run(
             kernel,
-            options.command or scenario_command(options.tiers, options.scenarios),
+            options.command or scenario_command(tiers, options.scenarios, more),
             cgroup=cgroup,
             timeout_seconds=options.timeout,
             on_line=hear,
-            with_compiler=options.with_compiler,
+            with_compiler="bcc" in tiers,
             instructions_as_ns=options.instructions,
         )
     except guest.GuestError as error:

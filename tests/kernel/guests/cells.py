@@ -5,6 +5,7 @@ Pure: lines in, text and a verdict out. Called by `__main__` and by tests of the
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from tests.kernel.scenarios import CELL, SCENARIOS
@@ -42,9 +43,9 @@ def good(cells: Cells, scenarios: Sequence[str], tiers: Sequence[str]) -> bool:
     return all(verdict(cells, tier, scenario) in {"ok", "less"} for tier in tiers for scenario in scenarios)
 
 
-def matrix(guests: Mapping[str, Cells], scenarios: Sequence[str], tiers: Sequence[str]) -> str:
+def matrix(guests: Mapping[str, Cells], scenarios: Sequence[str], tiers: Mapping[str, Sequence[str]]) -> str:
     """Return the table: a row per scenario, a column per guest and tier; last, how many cells of each were good."""
-    heads = [(name, tier) for name in guests for tier in tiers]
+    heads = [(name, tier) for name in guests for tier in tiers[name]]
     rows = [
         [scenario, *(verdict(guests[name], tier, scenario) for name, tier in heads)] for scenario in scenarios
     ]
@@ -55,6 +56,22 @@ def matrix(guests: Mapping[str, Cells], scenarios: Sequence[str], tiers: Sequenc
         *rows,
         [f"good of {len(rows)}", *map(str, sums)],
     ]
+    return _aligned(table)
+
+
+def sums(guests: Mapping[str, Mapping[str, str]], files: Sequence[str]) -> str:
+    """Return a table of tests: a row per file, a column per guest, in the cells how many ended how."""
+    table = [["in the tier chosen there", *guests]]
+    for file in files:
+        row = [file]
+        for tests in guests.values():
+            ends = Counter(end for test, end in tests.items() if test.startswith(f"{file}::"))
+            row.append(", ".join(f"{number} {end}" for end, number in sorted(ends.items())) or MISSING)
+        table.append(row)
+    return _aligned(table)
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"

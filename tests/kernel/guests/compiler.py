@@ -59,7 +59,7 @@ def _headers(kernel: fetch.Kernel) -> Iterator[cpio.File | cpio.Link]:
     kept = kernel.folder / "headers"
     if not kept.exists():
         with tempfile.TemporaryDirectory(dir=fetch.BUILD) as scratch:
-            fetch.unpacked([flavour, common], Path(scratch)).rename(kept)
+            fetch.unpacked([flavour, common], kernel, Path(scratch)).rename(kept)
     for name, link in ((flavour, "build"), (common, "source")):
         yield cpio.Link(f"/lib/modules/{kernel.release}/{link}", f"/usr/src/{name}")
         for part in _HEADERS:

@@ -1,8 +1,9 @@
-"""Debian's cloud kernels on disk: `kernel("6.1")` returns the newest 6.1 of all suites, fetched once.
+"""Debian's cloud kernels on disk: `kernel("6.1")` returns the newest 6.1 of the suites, fetched once.
 
 Owns `build/kernels/apt` (an apt configuration of its own: lists and cache, nothing shared with the machine's)
-and one folder per kernel. The mirror is the machine's own, read from its apt sources at run time; apt checks
-signatures and hashes. Never installs a package. Called by `__main__` and by tests of the guests.
+and one folder per kernel; for other suites than the usual the same in `build/kernels/SUITES`. The mirror is the
+machine's own, read from its apt sources at run time; apt checks signatures and hashes. Never installs a package.
+Called by `__main__` and by tests of the guests.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.kernel.guests import modules
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).parents[3]
 BUILD = ROOT / "build" / "kernels"
 SUITES = ("bullseye", "bookworm", "trixie", "trixie-backports", "sid")
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_IMAGE = re.compile(r"linux-image-([0-9][0-9.]*(?:-[0-9]+)?(?:\+deb[0-9]+)?-cloud-amd64)")
+_IMAGE = re.compile(r"linux-image-([0-9]\S*-cloud-amd64)")
 
 APT_CONFIG = """\
 Dir::Etc::sourcelist "{folder}/sources.list";
@@ -58,25 +63,28 @@ class Kernel:
     folder: Path
 
 
-def kernel(line: str, *, refresh: bool = False) -> Kernel:
+def kernel(line: str, *, suites: Sequence[str] = SUITES, refresh: bool = False) -> Kernel:
     """Return the newest cloud-amd64 kernel of the version line, from disk unless it is missing or `refresh`.
 
     Raises:
-        FetchError: no Debian mirror in the machine's apt sources, no such kernel, or apt failed.
+        FetchError: no Debian mirror in the machine's apt sources, no such suite or kernel, or apt failed.
     """
-    folder = BUILD / line
+    home = BUILD if tuple(suites) == SUITES else BUILD / "+".join(suites)
+    folder = home / line
     record = folder / "kernel.json"
     if not refresh and record.exists():
         known = json.loads(record.read_text())
         if known["wanted"] == list(modules.WANTED):
             return Kernel(line, known["release"], folder)
-    apt = _Apt(BUILD / "apt")
+    apt = _Apt(home / "apt")
     if refresh or not apt.has_lists():
-        apt.update()
+        apt.update(suites)
     names = apt.package_names()
     release = newest(line, names)
     if release is None:
-        raise FetchError(f"no suite of {', '.join(SUITES)} has a cloud kernel {line}; try --refresh.")
+        raise FetchError(
+            f"no suite of {', '.join(suites)} has a cloud kernel {line}; they have {_lines(names)}. Try --refresh."
+        )
     packages = [f"linux-{part}-{release}" for part in ("image", "binary", "modules")]
     with tempfile.TemporaryDirectory(dir=BUILD) as scratch:
         tree = apt.unpacked([name for name in packages if name in names], Path(scratch))
@@ -86,16 +94,20 @@ def kernel(line: str, *, refresh: bool = False) -> Kernel:
     return Kernel(line, release, folder)
 
 
-def unpacked(packages: list[str], scratch: Path) -> Path:
-    """Fetch packages and return the one tree that they were unpacked into, below `scratch`.
+def unpacked(packages: list[str], beside: Kernel, scratch: Path) -> Path:
+    """Fetch packages of a kernel's suites and return the one tree that they were unpacked into, below `scratch`.
 
     Raises:
-        FetchError: apt failed, or has no lists yet.
+        FetchError: apt failed.
     """
-    apt = _Apt(BUILD / "apt")
-    if not apt.has_lists():
-        apt.update()
-    return apt.unpacked(packages, scratch)
+    return _Apt(beside.folder.parent / "apt").unpacked(packages, scratch)
+
+
+def _lines(package_names: set[str]) -> str:
+    """Return the version lines among the names of packages, for a reader."""
+    releases = [match[1] for name in package_names if (match := _IMAGE.fullmatch(name))]
+    found = {tuple(map(int, re.findall(r"[0-9]+", release)[:2])) for release in releases}
+    return ", ".join(".".join(map(str, line)) for line in sorted(found))
 
 
 def newest(line: str, package_names: set[str]) -> str | None:
@@ -149,15 +161,17 @@ class _Apt:
     def has_lists(self) -> bool:
         return any((self._folder / "lists").glob("*_Packages*"))
 
-    def update(self) -> None:
-        """Fetch the lists of all suites; one that the mirror no longer has is told by apt and passed over."""
+    def update(self, suites: Sequence[str]) -> None:
+        """Fetch the lists of the suites; one that the mirror no longer has is told by apt and passed over."""
         mirror = _mirror()
         signed = f" [signed-by={KEYRING}]" if KEYRING.exists() else ""
-        sources = "".join(f"deb{signed} {mirror} {suite} main\n" for suite in SUITES)
+        sources = "".join(f"deb{signed} {mirror} {suite} main\n" for suite in suites)
         (self._folder / "sources.list").write_text(sources)
         subprocess.run(["apt-get", "update"], env=self._environment, stdout=sys.stderr, check=False)
         if not self.has_lists():
-            raise FetchError(f"apt could not read any suite from {mirror}; its messages are above.")
+            raise FetchError(
+                f"apt could read no suite of {', '.join(suites)} from {mirror}; its messages are above."
+            )
 
     def package_names(self) -> set[str]:
         done = subprocess.run(

@@ -1,7 +1,9 @@
 """Boot one guest, run one command in it, bring back its output and exit status.
 
 Owns the QEMU process and its scratch folder, which are gone when `run` returns, however it does. The guest has no
-network, no disk, and software emulation only (KVM is not needed). Called by `__main__` and by tests.
+network, no disk, and software emulation only. KVM is not needed, and not asked for: virtual machines may have a
+/dev/kvm that makes a virtual machine and then never gets Debian's kernels to their first line, which no fallback of
+QEMU notices. Called by `__main__` and by tests.
 """
 
 from __future__ import annotations

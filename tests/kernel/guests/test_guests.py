@@ -24,6 +24,9 @@ PACKAGES = {
     "linux-image-6.12.108+deb13-cloud-amd64-unsigned",
     "linux-image-7.2.13+deb14-cloud-amd64",
     "linux-image-7.3.4+deb13-cloud-amd64",
+    "linux-image-6.11.10+bpo-cloud-amd64",
+    "linux-image-6.0.0-0.deb11.6-cloud-amd64",
+    "linux-image-6.0.0-0.deb11.2-cloud-amd64",
     "linux-image-cloud-amd64",
 }
 
@@ -37,6 +40,8 @@ PACKAGES = {
         ("7", "7.3.4+deb13-cloud-amd64"),
         ("7.2", "7.2.13+deb14-cloud-amd64"),
         ("5", "5.10.0-32-cloud-amd64"),
+        ("6.11", "6.11.10+bpo-cloud-amd64"),
+        ("6.0", "6.0.0-0.deb11.6-cloud-amd64"),
         ("4.19", None),
     ],
 )
@@ -154,7 +159,9 @@ def test_cells_show_the_worst_outcome_and_what_a_tier_cannot_see() -> None:
         cells.note(found, line)
     rows = [
         line.split("  ")
-        for line in cells.matrix({"7": found}, ["no route", "refused"], ["fentry", "tp_btf"]).splitlines()
+        for line in cells.matrix(
+            {"7": found}, ["no route", "refused"], {"7": ["fentry", "tp_btf"]}
+        ).splitlines()
     ]
     assert [[cell.strip() for cell in row if cell] for row in rows] == [
         ["kernel", "7", "7"],
@@ -166,3 +173,13 @@ def test_cells_show_the_worst_outcome_and_what_a_tier_cannot_see() -> None:
     assert cells.good(found, ["no route"], ["fentry", "tp_btf"])
     assert not cells.good(found, ["no route", "refused"], ["fentry"])
     assert not cells.good(found, ["refused"], ["tp_btf"])
+
+
+def test_sums_count_a_files_tests_by_how_they_ended() -> None:
+    """A guest that ran none shows a dash; a failure shows beside the rest."""
+    ends = {"a.py::b": "passed", "a.py::c": "failed", "aa.py::d": "passed", "exit status": "1"}
+    rows = [line.split("  ") for line in cells.sums({"5.10 v2": ends, "7 v2": {}}, ["a.py"]).splitlines()]
+    assert [[cell.strip() for cell in row if cell] for row in rows] == [
+        ["in the tier chosen there", "5.10 v2", "7 v2"],
+        ["a.py", "1 failed, 1 passed", "-"],
+    ]
