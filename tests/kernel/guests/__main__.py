@@ -68,7 +68,8 @@ def main(arguments: Sequence[str]) -> int:
     else:
         tiers = {name: _tiers(name.split()[0], options) for name in found}
         sys.stdout.write(cells.matrix(found, options.scenarios, tiers))
-        sys.stdout.write("\n" + cells.sums(columns, MORE))
+        if any(kernel.line in options.more.split(",") for kernel in kernels):
+            sys.stdout.write("\n" + cells.sums(columns, MORE))
         good = all(end == "0" for end in ends) and all(
             cells.good(outcomes, options.scenarios, tiers[name]) for name, outcomes in found.items()
         )
