@@ -11,7 +11,6 @@ import re
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
-import yaml
 
 from podwire.demo import compose
 from podwire.demo.broker import Broker, answers, free_port
@@ -51,6 +50,8 @@ class _Given:
 
 def composed_kafka(port: int) -> tuple[str, dict[str, str]]:
     """Return image and environment of the `kafka` service of docker-compose.yml, for a port on loopback."""
+    import yaml  # here: a guest, which has no Kafka either, lacks it
+
     text = re.sub(r"\$\{PODWIRE_KAFKA_PORT[^}]*\}", str(port), compose.FILE.read_text(encoding="utf-8"))
     service = yaml.safe_load(text)["services"]["kafka"]
     return service["image"], {name: str(value) for name, value in service["environment"].items()}
