@@ -182,7 +182,7 @@ class Resolver:
         return EXTERNAL if settled or where == "PUBLIC" else EXTERNAL_YET
 
     def _among(self, owners: list[Ownership], time_us: int) -> Resolution:
-        """Return the one sure owner; else the doubt, naming a pod only when no other comes into question.
+        """Return the one sure owner; else the doubt, which names no pod but counts those that come into question.
 
         A claim without an end is sure, and the others are all there are, as far as the lag of statuses allows.
         """
@@ -195,19 +195,8 @@ class Resolver:
         ]
         if len(sure) == 1:
             return resolution("IP_AT_TIME", pod=sure[0], node=sure[0].node)
-        if len(owners) == 1:
-            pod = owners[0].pod if settled else None
-            return resolution(
-                "IP_AMBIGUOUS",
-                reason="UNCERTAIN_BAND",
-                candidates=1,
-                pod=pod,
-                node=pod.node if pod else None,
-                provisional=not settled,
-            )
-        return resolution(
-            "IP_AMBIGUOUS", reason="SEVERAL_OWNERS", candidates=len(owners), provisional=not settled
-        )
+        reason = "UNCERTAIN_BAND" if len(owners) == 1 else "SEVERAL_OWNERS"
+        return resolution("IP_AMBIGUOUS", reason=reason, candidates=len(owners), provisional=not settled)
 
 
 def direction(client: Resolution, server: Resolution) -> str:

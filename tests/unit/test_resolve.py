@@ -169,9 +169,9 @@ def test_observed_side_is_never_external() -> None:
 
 
 BANDS = [
-    (-9, "IP_AMBIGUOUS", "UNCERTAIN_BAND", "pod-1"),
+    (-9, "IP_AMBIGUOUS", "UNCERTAIN_BAND", None),
     (0, "IP_AT_TIME", None, "pod-1"),
-    (11, "IP_AMBIGUOUS", "UNCERTAIN_BAND", "pod-1"),
+    (11, "IP_AMBIGUOUS", "UNCERTAIN_BAND", None),
     (13, "IP_AMBIGUOUS", "SEVERAL_OWNERS", None),
     (15, "IP_AT_TIME", None, "pod-2"),
 ]
