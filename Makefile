@@ -46,7 +46,7 @@ test: setup ## run all tests (root, for the probes)
 kernels: setup ## run the scenarios on other kernels, in QEMU guests: kernel x tier x scenario
 	@exec $(PYTHON_VENV) -m tests.kernel.guests --kernels $(KERNELS)
 
-fault: setup ## kill, cut, stall and fill everything in mid-traffic, and balance the books (root; about 18 minutes)
+fault: setup ## kill, cut, stall and fill everything in mid-traffic, and balance the books (root; about 16 minutes)
 	@exec $(PYTHON_VENV) -m tests.fault
 
 lint: setup ## check style, types and import layers

@@ -91,6 +91,10 @@ def loaded(cpu: int) -> Iterator[Load]:
             subprocess.run(["clang", *strict, "-o", PROGRAM, here / "kernel_load.c"], check=True)
             source = here / "kernel_empty.bpf.c"
             subprocess.run(["clang", *strict, "-target", "bpf", "-c", "-o", EMPTY, source], check=True)
+        elif not (PROGRAM.exists() and EMPTY.exists()):
+            sys.exit(
+                "No clang, and no load built before: run `python -m bench.kernel --small` where clang is."
+            )
         ends = []
         for name in ("bc", "bs"):
             ends.append(Namespace(name))
