@@ -116,15 +116,20 @@ def collect(settings: Settings, origin: Origin, probes: Probes, spool: Spool, st
     )
     start_up = StartUp(settings, stop)
     start_up.start()
+
+    def take_up() -> None:
+        if start_up.ids is not None and not collector.is_reading():
+            batcher = Batcher(origin, settings.partitions, start_up.ids.raw)
+            collector.start_reading(batcher, Reporter(producer, origin, probes.tier, start_up.ids.report))
+        publisher.is_open = start_up.topics_ready
+
     try:
         while not stop.is_set():
             if start_up.error is not None:
                 raise start_up.error
-            if start_up.ids is not None and not collector.is_reading():
-                batcher = Batcher(origin, settings.partitions, start_up.ids.raw)
-                collector.start_reading(batcher, Reporter(producer, origin, probes.tier, start_up.ids.report))
-            publisher.is_open = start_up.topics_ready
+            take_up()
             turn_and_wait(collector, publisher, stop)
+        take_up()  # what became known in the last turn
         if not (probes.pinned and (settings.keep_probes or not collector.is_reading())):
             probes.detach()
         collector.finish(time.monotonic() + settings.drain_timeout_s, publisher.poll)
