@@ -91,15 +91,13 @@ static __always_inline void note_dial(struct sock *sk, const void *address, __u1
 	struct dial dial = {.task = task, .sk = (__u64)sk, .address = (__u64)address, .family = family};
 	struct dial *last = bpf_map_lookup_elem(&dials, &task);
 
-	if (!last || last->task != task) {
-		if (bpf_map_update_elem(&dials, &task, &dial, BPF_ANY))
-			return;
+	if (last && last->task == task) {
+		if (!last->sk)
+			count(PODWIRE_DIALS_ENTERED);
+		*last = dial;
+	} else if (!bpf_map_update_elem(&dials, &task, &dial, BPF_ANY)) {
 		count(PODWIRE_DIALS_ENTERED);
-		return;
 	}
-	if (!last->sk)
-		count(PODWIRE_DIALS_ENTERED);
-	*last = dial;
 }
 
 /* A v4-mapped address passes both functions; what the outer one does counts. */
@@ -120,7 +118,7 @@ static __always_inline void connect_call_entered(__u32 descriptor, const void *a
 		note_dial(sk, address, family);
 }
 
-/* The entry stays for the task's next call: to write over it costs a fifth of taking and giving back another. */
+/* The entry stays for the task's next call: to write over it is cheaper than to take and give back another. */
 static __always_inline void connect_left(__u16 family, int in_user_space, int result)
 {
 	__u64 task = bpf_get_current_pid_tgid();

@@ -78,9 +78,8 @@ class Joiner:
                 while True:
                     if mine():
                         self._join(mine)
-                    time.sleep(
-                        REST_SECONDS
-                    )  # partitions change hands in Faust's thread, which tells no other
+                    # Partitions change hands in Faust's thread, which tells no other.
+                    time.sleep(REST_SECONDS)
             except Exception as error:  # noqa: BLE001 (the thread's outermost loop)
                 fail(error)
 

@@ -12,7 +12,6 @@ right, so that what one piece stores beyond its size is overwritten by the next 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -310,18 +309,15 @@ def raw_batch(schema_id: int, header: Header, sizes: Integers, bodies: Iterable[
     assert len(sizes) > 0
     count = _long(len(sizes))
     return _sealed(
-        [codec.prefix(schema_id), header.encode(), count, varints(sizes), b"\0", count, *bodies, b"\0"]
+        codec.prefix(schema_id), header.encode(), count, varints(sizes), b"\0", count, *bodies, b"\0"
     )
 
 
 def empty_batch(schema_id: int, header: Header) -> bytes:
     """Return the framed RawBatch without events."""
-    return _sealed([codec.prefix(schema_id), header.encode(), b"\0\0"])
+    return _sealed(codec.prefix(schema_id), header.encode(), b"\0\0")
 
 
-def _sealed(parts: list[bytes | memoryview]) -> bytes:
+def _sealed(*parts: bytes | memoryview) -> bytes:
     """Return the parts and their checksum; the copy that joining costs is made once."""
-    crc = 0
-    for part in parts:
-        crc = zlib.crc32(part, crc)
-    return b"".join((*parts, crc.to_bytes(codec.CHECKSUM_BYTES, "little")))
+    return b"".join((*parts, codec.checksum(*parts)))

@@ -130,10 +130,10 @@ def test_acknowledgement_is_from_the_head_only() -> None:
     rig.take(*halves.opened(halves.key(2)))
     rig.producer.deliver(1)
     rig.tick()
-    assert rig.acked == []
+    assert (rig.acked, rig.partition.position, rig.partition.head) == ([], 2, 0)
     rig.producer.deliver(0)
     rig.tick()
-    assert rig.acked == [0, 1]
+    assert (rig.acked, rig.partition.head) == ([0, 1], 2)
 
 
 def test_half_that_waits_does_not_hold_its_message_back() -> None:

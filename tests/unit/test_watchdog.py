@@ -72,19 +72,6 @@ def test_good_reason_to_wait_begins_the_time_anew(
     assert judged(*[stuck] * (CHECKS + 1))[-1] == A
 
 
-def test_head_stays_where_output_is_not_delivered() -> None:
-    """All of the input is taken, and yet the partition counts as waiting: what it caused did not come out."""
-    rig = Rig()
-    rig.take(*halves.opened(halves.key(1)))
-    rig.take(*halves.opened(halves.key(2)))
-    rig.producer.deliver(1)
-    rig.tick()
-    assert (rig.partition.position, rig.partition.head) == (2, 0)
-    rig.producer.deliver(0)
-    rig.tick()
-    assert (rig.acked, rig.partition.head) == ([0, 1], 2)
-
-
 def test_head_stays_where_a_record_waits_for_metadata() -> None:
     """For no longer than that may take, which is why the watchdog adds it to its patience."""
     rig = Rig(pods=False)
